@@ -1,0 +1,1 @@
+"""Where a command runs. A job is an opaque command: nothing here knows what it computes."""
