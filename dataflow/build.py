@@ -1,0 +1,311 @@
+"""One shard from one split: a pure function of the split's rows, the source and the filters.
+
+    split -> rows -> candidates -> records -> filters -> shard + index rows
+                 `---------------------------------> one ledger row per input row, always
+
+It knows no cluster: whoever runs it, wherever and how often, the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dataflow import readers, shards
+from dataflow.filters import Filter
+from dataflow.media import Corrupt
+from dataflow.readers import Row, Split
+from dataflow.record import Candidate, Lineage, Record, Text, key
+from dataflow.roots import Roots
+from dataflow.sources import Source
+
+# What a source may trip over in a row it did not foresee. The disk's own failures (OSError) stop the build instead.
+_ROW_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+_REASON = 500  # characters of a ledger's reason, so that no row can blow up the table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerRow:
+    """What became of one input row. candidates = kept + filtered + duplicate + corrupt."""
+
+    file: str
+    row: int
+    shard: int
+    outcome: str  # kept when any candidate is, else filtered, else corrupt
+    reason: str
+    candidates: int
+    kept: int
+    filtered: int
+    duplicate: int
+    corrupt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """What a finished shard leaves for the commit. `linked` names the earlier folder that its bytes come from.
+
+    input_sha256 is of the split's rows; key names (rows, recipe) and so the shard's bytes.
+    """
+
+    number: int
+    split: Split
+    key: str
+    input_sha256: str
+    size: int
+    sha256: str
+    idx_sha256: str
+    entries: tuple[shards.Entry, ...]
+    ledger: tuple[LedgerRow, ...]
+    linked: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """All that a worker needs to build shards of one corpus; picklable.
+
+    recipe_key: of the corpus recipe. earlier: shard key -> folder of a finished corpus that holds the same shard.
+    """
+
+    source: Source
+    filters: tuple[Filter, ...]
+    roots: Roots
+    recipe_key: str
+    earlier: dict[str, str]
+
+    def build(self, split: Split, number: int, folder: Path) -> None:
+        """Put shard, .idx and receipt into `folder`, each by rename, the receipt last.
+
+        Raises:
+            ValueError: a record breaks its contract (a bug of the source), with file and row in its notes; an earlier
+                shard is damaged.
+            OSError: the disk fails.
+        """
+        source_folder = self.roots.source(self.source.name)
+        input_sha256, rows = readers.rows(source_folder, split)
+        shard_key = _shard_key(self.recipe_key, number, split, input_sha256)
+        final = folder / shards.name(number)
+        if shard_key in self.earlier:
+            receipt = _link(Path(self.earlier[shard_key]), final, number, split, shard_key, input_sha256)
+        else:
+            temporary = folder / f".{os.getpid()}-{shards.name(number)}"
+            ledger: list[LedgerRow] = []
+            shard = shards.write(self._records(rows, number, split, ledger), temporary, number)
+            temporary.rename(final)
+            Path(f"{temporary}.idx").rename(f"{final}.idx")
+            receipt = Receipt(
+                number=number,
+                split=split,
+                key=shard_key,
+                input_sha256=input_sha256,
+                size=shard.size,
+                sha256=shard.sha256,
+                idx_sha256=shard.idx_sha256,
+                entries=shard.entries,
+                ledger=tuple(ledger),
+            )
+        write_atomically(receipt_path(folder, number), json.dumps(receipt, default=_fields).encode())
+
+    def preview(self, split: Split, number: int) -> tuple[list[Record], list[LedgerRow]]:
+        """The records and ledger rows of a split; nothing is written."""
+        _, rows = readers.rows(self.roots.source(self.source.name), split)
+        ledger: list[LedgerRow] = []
+        return list(self._records(rows, number, split, ledger)), ledger
+
+    def _records(self, rows: Iterator[Row], number: int, split: Split, ledger: list[LedgerRow]) -> Iterator[Record]:
+        for row in rows:
+            try:
+                kept, verdicts = 0, list(self._verdicts(row, number, split))
+            except Exception as error:
+                error.add_note(f"{type(self.source).__name__}, row {row.number} of {split.file}")
+                raise
+            for verdict in verdicts:
+                if isinstance(verdict, Record):
+                    kept += 1
+                    yield verdict
+            ledger.append(_ledger_row(split.file, row.number, number, kept, verdicts))
+
+    def _verdicts(self, row: Row, number: int, split: Split) -> Iterator[Record | _Filtered | Corrupt]:
+        """A record, or why not, for each candidate of the row; at least one."""
+        if row.problem is not None:
+            yield Corrupt(row.problem)
+            return
+        place = row.number - split.first
+        first_key = key(self.source.name, number, place)
+        try:
+            candidates = list(self.source.candidates(row.value, first_key, self._read))
+        except Corrupt as problem:
+            candidates = [problem]
+        except _ROW_ERRORS as error:
+            candidates = [Corrupt(f"{type(self.source).__name__} failed on this row: {type(error).__name__}: {error}")]
+        for index, candidate in enumerate(candidates or [Corrupt("the source gave no candidate")]):
+            if isinstance(candidate, Corrupt):
+                yield candidate
+                continue
+            problem = _unwritable(candidate)
+            if problem is not None:
+                yield problem
+                continue
+            record = self._record(candidate, key(self.source.name, number, place, index), split.file, row.number)
+            reason = self._dropped(record)
+            yield record if reason is None else reason
+
+    def _record(self, candidate: Candidate, record_key: str, file: str, row: int) -> Record:
+        return Record(
+            key=record_key,
+            source=self.source.name,
+            task=candidate.task,
+            messages=candidate.messages,
+            media=candidate.media,
+            lineage=Lineage(file=file, row=row),
+        ).checked()
+
+    def _dropped(self, record: Record) -> _Filtered | None:
+        for rule in self.filters:
+            reason = rule(record)
+            if reason is not None:
+                return _Filtered(f"{type(rule).__name__}: {reason}")
+        return None
+
+    def _read(self, path: str) -> bytes:
+        return self.roots.read(self.source.name, path)
+
+
+class _Filtered(str):
+    """Why a filter dropped a candidate."""
+
+
+def _unwritable(candidate: Candidate) -> Corrupt | None:
+    """Half a surrogate pair in the text, as JSON's \\ud83d smuggles in: UTF-8 cannot hold it."""
+    for message in candidate.messages:
+        for part in message.parts:
+            if isinstance(part, Text):
+                try:
+                    part.text.encode()
+                except UnicodeEncodeError as error:
+                    found = part.text[error.start]
+                    return Corrupt(f"text holds half a surrogate pair, {found!r}, at character {error.start}")
+    return None
+
+
+def receipt_path(folder: Path, number: int) -> Path:
+    """Where a shard's receipt lies while its corpus is being built."""
+    return folder / f".{number:05d}.receipt.json"
+
+
+def read_receipt(path: Path) -> Receipt:
+    """A receipt from its file."""
+    held: dict[str, Any] = json.loads(path.read_bytes())
+    held["split"] = Split(**held["split"])
+    held["entries"] = tuple(
+        shards.Entry(**{**entry, "widths": tuple(entry["widths"]), "heights": tuple(entry["heights"])})
+        for entry in held["entries"]
+    )
+    held["ledger"] = tuple(LedgerRow(**row) for row in held["ledger"])
+    return Receipt(**held)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A dataclass as JSON wants it; `asdict` would copy every value in it, which took a fifth of a build."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in this folder last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _shard_key(recipe_key: str, number: int, split: Split, input_sha256: str) -> str:
+    parts = [recipe_key, number, split.file, split.first, input_sha256]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _link(earlier: Path, final: Path, number: int, split: Split, shard_key: str, input_sha256: str) -> Receipt:
+    """Take the same shard of an earlier corpus by hard link; its index and ledger rows are read there at commit."""
+    shard = _shards_of(earlier)[number]
+    if (earlier / final.name).stat().st_size != shard["size"]:
+        raise ValueError(f"{earlier / final.name} is not the {shard['size']} bytes that were built: remove {earlier}")
+    for suffix in ("", ".idx"):
+        target = Path(f"{final}{suffix}")
+        target.unlink(missing_ok=True)
+        target.hardlink_to(f"{earlier / final.name}{suffix}")
+    return Receipt(
+        number=number,
+        split=split,
+        key=shard_key,
+        input_sha256=input_sha256,
+        size=shard["size"],
+        sha256=shard["sha256"],
+        idx_sha256=shard["idx_sha256"],
+        entries=(),
+        ledger=(),
+        linked=str(earlier),
+    )
+
+
+@lru_cache(maxsize=4)
+def _shards_of(earlier: Path) -> list[dict[str, Any]]:
+    """The shards in a finished corpus' manifest. Remembered, for each of them may be linked and it never changes."""
+    return json.loads((earlier / "manifest.json").read_bytes())["shards"]
+
+
+def _ledger_row(
+    file: str, row: int, shard: int, kept: int, verdicts: Sequence[Record | _Filtered | Corrupt]
+) -> LedgerRow:
+    filtered = sum(isinstance(verdict, _Filtered) for verdict in verdicts)
+    corrupt = sum(isinstance(verdict, Corrupt) for verdict in verdicts)
+    reasons = [
+        f"candidate {index}: {verdict}" if len(verdicts) > 1 else str(verdict)
+        for index, verdict in enumerate(verdicts)
+        if not isinstance(verdict, Record)
+    ]
+    return LedgerRow(
+        file=file,
+        row=row,
+        shard=shard,
+        outcome="kept" if kept else "filtered" if filtered else "corrupt",
+        reason=_plain("; ".join(reasons)),
+        candidates=len(verdicts),
+        kept=kept,
+        filtered=filtered,
+        duplicate=0,
+        corrupt=corrupt,
+    )
+
+
+def _plain(reason: str) -> str:
+    """A reason as one line of UTF-8 of bounded length, whatever the row put into it."""
+    line = " ".join(reason.encode("utf-8", "backslashreplace").decode().split())
+    return line if len(line) <= _REASON else line[: _REASON - 3] + "..."

@@ -1,0 +1,330 @@
+"""Input files as numbered rows: JSON lines, parquet, tars of samples. Nothing is skipped: a bad row is a row.
+
+A split is `rows_per_shard` consecutive rows of one file. `splits` makes the plan (offsets, no parsing), `rows` reads
+one split. Row numbers count from 0: lines of a JSONL file (blank ones hold no row), rows of a parquet file, samples of
+a tar (adjacent members whose names agree up to the first dot of the basename). Where a file cannot be read on, one row
+more stands for the rest and says why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataflow.media import Corrupt
+
+_SAMPLE = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: key and extension of a member
+_CHUNK = 1 << 20  # bytes read at a time when counting lines and hashing
+_BATCH = 64  # parquet rows decoded at a time; they hold pictures
+_MAX_MEMBER = 1 << 30  # bytes of a tar member; over any sound picture or caption
+_BOM = b"\xef\xbb\xbf"
+# What tarfile raises on headers that lie about themselves, sizes beyond 2**63 included.
+_BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Consecutive rows of one file.
+
+    file: relative to the source's folder. first: number of its first row. rows: how many numbers it spans.
+    offset, end: its bytes in the file (JSONL and tar). problem: why the file cannot be read at this place.
+    """
+
+    file: str
+    first: int
+    rows: int
+    offset: int = 0
+    end: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input row: its number in the file and its value, or the problem that makes it unreadable."""
+
+    number: int
+    value: Any
+    problem: str | None = None
+
+
+def splits(folder: Path, file: str, rows_per_split: int) -> list[Split]:
+    """The plan of one file. Reads line ends (JSONL), metadata (parquet) or headers (tar), no content.
+
+    Raises:
+        ValueError: a file name of no known kind, or splits of no rows.
+        OSError: the disk fails.
+    """
+    if rows_per_split < 1:
+        raise ValueError(f"rows_per_split={rows_per_split}: a split holds at least one row")
+    path = folder / file
+    kind = path.suffix.lower()
+    if kind == ".jsonl":
+        return list(_jsonl_splits(path, file, rows_per_split))
+    if kind == ".parquet":
+        return list(_parquet_splits(path, file, rows_per_split))
+    if kind == ".tar":
+        return list(_tar_splits(path, file, rows_per_split))
+    raise ValueError(f"{file}: cannot read *{kind}; sources list .jsonl, .parquet or .tar files")
+
+
+def rows(folder: Path, split: Split) -> tuple[str, Iterator[Row]]:
+    """The rows of a split and the sha256 of their content, which changes when any of them does.
+
+    JSONL and tar are hashed as the bytes of the split, parquet as the column chunks of the row groups it touches.
+
+    Raises:
+        ValueError: the file is shorter than when the split was planned; from the iterator: it holds other samples.
+        OSError: the disk fails.
+    """
+    if split.problem is not None:
+        digest = hashlib.sha256(split.problem.encode()).hexdigest()
+        return digest, iter([Row(split.first, None, split.problem)])
+    path = folder / split.file
+    if path.stat().st_size < split.end:
+        raise ValueError(f"{path} is shorter than when its splits were planned: build again")
+    if path.suffix.lower() == ".parquet":
+        return _parquet_digest(path, split), _parquet_rows(path, split)
+    if path.suffix.lower() == ".tar":
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            _hash(stream, split.offset, split.end, digest)
+        return digest.hexdigest(), _tar_rows(path, split)
+    with path.open("rb") as stream:
+        stream.seek(split.offset)
+        data = stream.read(split.end - split.offset)
+    return hashlib.sha256(data).hexdigest(), _jsonl_rows(data, split)
+
+
+def _hash(stream: BinaryIO, first: int, end: int, digest: Any) -> None:
+    stream.seek(first)
+    while first < end and (chunk := stream.read(min(_CHUNK, end - first))):
+        digest.update(chunk)
+        first += len(chunk)
+
+
+def _jsonl_splits(path: Path, file: str, size: int) -> Iterator[Split]:
+    first, offset, line, place, open_end = 0, 0, 0, 0, False
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            open_end = not chunk.endswith(b"\n")  # the last line of a file may lack its line end
+            at = chunk.find(b"\n")
+            while at >= 0:
+                line += 1
+                if line - first == size:
+                    yield Split(file=file, first=first, rows=size, offset=offset, end=place + at + 1)
+                    first, offset = line, place + at + 1
+                at = chunk.find(b"\n", at + 1)
+            place += len(chunk)
+    if place > offset:
+        yield Split(file=file, first=first, rows=line - first + open_end, offset=offset, end=place)
+
+
+def _jsonl_rows(data: bytes, split: Split) -> Iterator[Row]:
+    for number, line in enumerate(data.split(b"\n"), split.first):
+        line = line.removeprefix(_BOM)  # no part of the row; files with one that were joined have it further down
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode())  # json.loads(bytes) would guess UTF-16 and take half surrogate pairs
+        except UnicodeDecodeError as error:
+            yield Row(number, None, f"line is not UTF-8: byte {error.start}")
+        except json.JSONDecodeError as error:
+            yield Row(number, None, f"line is not JSON: {error.msg} at character {error.pos}")
+        except RecursionError:
+            yield Row(number, None, "line is not JSON we read: nested too deeply")
+        except ValueError:
+            yield Row(number, None, "line is not JSON we read: a number of over 4,300 digits")
+        else:
+            problem = None if isinstance(value, dict) else f"line holds {type(value).__name__}, a row is an object"
+            yield Row(number, value, problem)
+
+
+def _parquet_splits(path: Path, file: str, size: int) -> Iterator[Split]:
+    try:
+        count = pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError) as error:
+        _reraise_of_disk(error)
+        yield Split(file=file, first=0, rows=1, problem=f"file is not parquet: {_line(error)}")
+        return
+    for first in range(0, count, size):
+        yield Split(file=file, first=first, rows=min(size, count - first))
+
+
+def _parquet_digest(path: Path, split: Split) -> str:
+    """sha256 of what the split's rows are decoded from. Needs no decoding, and no version of pyarrow changes it."""
+    metadata = pq.read_metadata(path)
+    columns = [(column.path, column.physical_type, str(column.logical_type)) for column in metadata.schema]
+    digest = hashlib.sha256(f"{columns} {split.first} {split.rows}".encode())
+    with path.open("rb") as stream:
+        for group, start, _ in _row_groups(metadata, split):
+            digest.update(b" %d" % start)
+            for column in range(metadata.num_columns):
+                chunk = metadata.row_group(group).column(column)
+                begin = min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
+                _hash(stream, begin, begin + chunk.total_compressed_size, digest)
+    return digest.hexdigest()
+
+
+def _parquet_rows(path: Path, split: Split) -> Iterator[Row]:
+    """The rows of a split, a row group at a time: what is lost when one does not read is the rest of this group."""
+    last = split.first + split.rows
+    with pq.ParquetFile(path) as opened:
+        for group, start, length in _row_groups(opened.metadata, split):
+            number = start
+            try:
+                for batch in opened.iter_batches(_BATCH, row_groups=[group]):
+                    first, stop = max(number, split.first), min(number + batch.num_rows, last)
+                    if first < stop:
+                        yield from _batch_rows(batch.slice(first - number, stop - first), first)
+                    number += batch.num_rows
+                    if number >= last:
+                        break
+            except (pa.ArrowException, OSError) as error:
+                _reraise_of_disk(error)
+                for lost in range(max(number, split.first), min(start + length, last)):
+                    yield Row(lost, None, f"parquet does not read: {_line(error)}")
+
+
+def _batch_rows(batch: pa.RecordBatch, first: int) -> Iterator[Row]:
+    try:
+        values = batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date beyond Python's: of one row only
+        if batch.num_rows > 1:
+            for place in range(batch.num_rows):
+                yield from _batch_rows(batch.slice(place, 1), first + place)
+        else:
+            yield Row(first, None, f"row does not convert: {type(error).__name__}: {_line(error)}")
+    else:
+        for place, value in enumerate(values):
+            yield Row(first + place, value)
+
+
+def _row_groups(metadata: pq.FileMetaData, split: Split) -> Iterator[tuple[int, int, int]]:
+    """The row groups that hold rows of a split: (number, first row, rows)."""
+    start = 0
+    for group in range(metadata.num_row_groups):
+        length = metadata.row_group(group).num_rows
+        if start < split.first + split.rows and start + length > split.first:
+            yield group, start, length
+        start += length
+
+
+def _reraise_of_disk(error: BaseException) -> None:
+    """pyarrow raises OSError for broken pages too; only the disk's own carry a number."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+
+
+def _tar_splits(path: Path, file: str, size: int) -> Iterator[Split]:
+    starts: list[int] = []  # byte of the first header of each sample
+    total = path.stat().st_size
+    with path.open("rb") as stream:
+        last, problem, end = None, None, 0
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                while member := archive.next():
+                    key = _sample_key(member.name)
+                    if key != last:
+                        starts.append(member.offset)
+                        last = key
+                    if not _fits(member, archive, total):
+                        raise tarfile.ReadError("unexpected end of data")
+                    archive.members.clear()  # type: ignore[attr-defined] # else it remembers every header
+                end = archive.offset  # type: ignore[attr-defined]
+        except _BROKEN_TAR as error:
+            problem = f"archive is cut off or broken: {_line(error)}"
+            end = total
+        else:
+            stream.seek(end)
+            if stream.read(512) != bytes(512):
+                problem = f"archive has no end mark at byte {end}: it is cut off or broken, rows after it are missing"
+    for first in range(0, len(starts), size):
+        count = min(size, len(starts) - first)
+        stop = starts[first + count] if first + count < len(starts) else end
+        yield Split(file=file, first=first, rows=count, offset=starts[first], end=stop)
+    if problem:
+        yield Split(file=file, first=len(starts), rows=1, problem=problem)
+
+
+def _tar_rows(path: Path, split: Split) -> Iterator[Row]:
+    """Samples as {"__key__": name, extension: bytes}; an extension keeps its case folded, as webdataset does."""
+    number, key, value, problem = split.first - 1, None, {}, None
+    total = path.stat().st_size
+    with path.open("rb") as stream:
+        stream.seek(split.offset)
+        with tarfile.open(fileobj=stream, mode="r:") as archive:  # from here on, not from the file's first byte
+            while (member := _next(archive)) is not None and member.offset < split.end:
+                name = _sample_key(member.name)
+                if name != key:
+                    if number >= split.first:
+                        yield Row(number, value, problem)
+                    number, key, value, problem = number + 1, name, {"__key__": name}, None
+                problem = _take(member, stream, split.end, value) or problem
+                if not _fits(member, archive, total):
+                    break
+    if number >= split.first:
+        yield Row(number, value, problem)
+    if number + 1 != split.first + split.rows:
+        raise ValueError(f"{path} is not what it was when its splits were planned: build again")
+
+
+def _take(member: tarfile.TarInfo, stream: BinaryIO, end: int, value: dict[str, Any]) -> str | None:
+    """Put a member's bytes into its sample, or say why not."""
+    match = _SAMPLE.match(member.name)
+    if not member.isreg() or member.issparse():
+        return f"member {member.name!r} is a link or folder, not a plain file"
+    if match is None:
+        return f"member {member.name!r} has no extension"
+    if match[2].lower() in value:
+        return f"two members {member.name!r} in one sample"
+    if not 0 <= member.size <= end - member.offset_data:
+        return f"archive ends inside member {member.name!r}"
+    if member.size > _MAX_MEMBER:
+        return f"member {member.name!r} is {member.size} bytes, over {_MAX_MEMBER}"
+    stream.seek(member.offset_data)
+    value[match[2].lower()] = stream.read(member.size)
+    return None
+
+
+def _fits(member: tarfile.TarInfo, archive: tarfile.TarFile, total: int) -> bool:
+    """Whether the member ends inside the file; tarfile would seek wherever a damaged header sends it."""
+    return member.size >= 0 and member.offset < archive.offset <= total  # type: ignore[attr-defined]
+
+
+def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    archive.members.clear()  # type: ignore[attr-defined]
+    try:
+        return archive.next()
+    except _BROKEN_TAR:
+        return None  # the plan has named the break
+
+
+def _sample_key(name: str) -> str:
+    match = _SAMPLE.match(name)
+    return match[1] if match else name
+
+
+def text(value: Any) -> str:
+    """A field as text: None, NaN and missing are empty, numbers are spelled.
+
+    Raises: Corrupt: a list, an object or bytes, which are no text however they are printed.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str | int | float):
+        raise Corrupt(f"a field holds {type(value).__name__} where text belongs")
+    return str(value)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

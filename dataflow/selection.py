@@ -1,0 +1,104 @@
+"""Which records of a corpus are used: a table made from its index. Shards are never touched by it.
+
+<root>/selections/<key>/selection.parquet   row (int64, into index.parquet), key
+                        manifest.json       written last: corpus, rule, counts, sha256
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dataflow import shards
+from dataflow.build import write_atomically
+from dataflow.index import BuiltCorpus, write_table
+
+SELECTION = pa.schema([("row", pa.int64()), ("key", pa.string())])
+
+
+class Selection(Protocol):
+    """A rule that chooses records by what the index says of them."""
+
+    version: ClassVar[int]
+
+    def __call__(self, keys: Sequence[str]) -> NDArray[np.bool_]:
+        """bool[n]: which of these keys are used."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The train or the validation part of a corpus: `validation` of 1,000 records, drawn by hash of the key."""
+
+    part: Literal["train", "validation"]
+    validation: int = 20
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.part not in ("train", "validation"):
+            raise ValueError(f"part={self.part!r}: a corpus has the parts train and validation")
+        if not 0 <= self.validation <= 1000:
+            raise ValueError(f"validation={self.validation}: it counts records of 1,000; use 0 to 1000")
+
+    def __call__(self, keys: Sequence[str]) -> NDArray[np.bool_]:
+        held_out = np.fromiter((_draw(key) < self.validation for key in keys), bool, len(keys))
+        return held_out if self.part == "validation" else ~held_out
+
+
+def _draw(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"part/{key}".encode()).digest()[:8], "big") % 1000
+
+
+def write(folder: Path, corpus: BuiltCorpus, selection: Selection, *, step: dict[str, Any]) -> None:
+    """Apply a selection to a corpus and write its table; the folder is a finished selection once it has a manifest.
+
+    Args:
+        corpus: opened whole or through a selection; the rows written are of its index either way.
+    Raises:
+        ValueError: the rule did not answer for every key.
+    """
+    used = np.asarray(selection(corpus.keys))
+    if used.dtype != bool or used.shape != (len(corpus),):
+        raise ValueError(
+            f"{type(selection).__name__} gave {used.dtype}{list(used.shape)} for {len(corpus)} keys of {corpus.name}: "
+            "a rule answers with one bool per key"
+        )
+    places = np.flatnonzero(used)
+    chosen = np.asarray(corpus.rows)[places].astype(np.int64)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / "selection.parquet", pa.table([chosen, [corpus.keys[place] for place in places]], SELECTION))
+    manifest = {
+        "step": step,
+        "corpus": corpus.name,
+        "corpus_digest": corpus.manifest["root_digest"],
+        "counts": {"records": len(corpus), "selected": len(chosen)},
+        "sha256": shards.sha256(folder / "selection.parquet"),
+    }
+    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+
+def read(folder: Path) -> NDArray[np.int64]:
+    """The index rows of a selection.
+
+    Raises:
+        ValueError: no finished selection there, or its table changed.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is no finished selection: it has no manifest.json") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}/manifest.json does not parse ({error}): remove the folder, build again") from None
+    path = folder / "selection.parquet"
+    if not path.is_file() or shards.sha256(path) != manifest["sha256"]:
+        raise ValueError(f"{path} changed since it was written: remove the folder, build again")
+    return pq.read_table(folder / "selection.parquet")["row"].to_numpy()

@@ -1,0 +1,60 @@
+"""One file per upstream corpus: how its real on-disk layout becomes candidates.
+
+A source is a frozen dataclass with a `name`, a `version` and the two methods below; it is a value in a recipe, not a
+name in a registry, so it may live anywhere. What it cannot use it reports by raising or yielding `Corrupt`; it drops
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from dataflow.media import Corrupt
+from dataflow.record import Candidate
+
+Read = Callable[[str], bytes]
+"""The bytes of a file that a row names by its path; raises Corrupt when it is missing or leaves the declared roots."""
+
+
+class Source(Protocol):
+    """One upstream corpus and the code that reads it. `version` is raised when its candidates change."""
+
+    version: ClassVar[int]
+
+    @property
+    def name(self) -> str:
+        """Folder under `--data`, first part of every key: lower case letters, digits and underscores."""
+        ...
+
+    def files(self, folder: Path) -> list[str]:
+        """The input files that hold its rows, relative to its folder, in the order that numbers the splits."""
+        ...
+
+    def candidates(self, value: Any, key: str, read: Read) -> Iterable[Candidate | Corrupt]:
+        """What one row gives: one candidate or several.
+
+        Args:
+            value: the row: a JSON object, a parquet row, or a tar sample by extension.
+            key: the row's key, for choices that must be the same every time.
+            read: opens the files a row names.
+        """
+        ...
+
+
+def matching(folder: Path, *patterns: str) -> list[str]:
+    """Files of a folder that match any pattern, relative, in one fixed order.
+
+    Raises:
+        ValueError: none does, or a name is not UTF-8.
+    """
+    found = sorted({path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)})
+    if not found:
+        raise ValueError(f"{folder} holds no {' or '.join(patterns)}: is this the corpus' own layout?")
+    for file in found:
+        try:
+            file.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{folder} holds {file!r}, a name that is not UTF-8: rename the file") from None
+    return found

@@ -1,0 +1,428 @@
+"""Input files as numbered rows: every row once, whatever the split size, and a bad row is a row."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+from upstream import edits, jpeg, jsonl, tar
+
+from dataflow.media import Corrupt
+from dataflow.readers import Row, rows, splits, text
+
+SIZES = (1, 2, 3, 7, 1000)
+
+
+def read(folder: Path, file: str, size: int) -> list[Row]:
+    return [row for split in splits(folder, file, size) for row in rows(folder, split)[1]]
+
+
+def problems(found: list[Row]) -> dict[int, str]:
+    return {row.number: row.problem for row in found if row.problem is not None}
+
+
+def same_at_every_size(folder: Path, file: str) -> list[Row]:
+    """The rows, once it is sure that the size of splits does not change them."""
+    whole = read(folder, file, 1000)
+    for size in SIZES:
+        plan = splits(folder, file, size)
+        assert all(split.rows <= size for split in plan)
+        assert [split.first for split in plan] == sorted({split.first for split in plan})
+        assert read(folder, file, size) == whole
+    return whole
+
+
+# --- JSON lines
+
+BAD_LINES = (
+    b'{"row": 0}',
+    b'{"row": 1',
+    b"\xff\xfe{}",
+    b"[1, 2]",
+    b"",
+    b'{"row": 5}\r',
+    b" \t\r",
+    b'"text"',
+    b"{'row': 8}",
+    b"\xef\xbb\xbf" + b'{"row": 9}',
+    b"[" * 100_000,
+    b'{"row": ' + b"9" * 5000 + b"}",
+    b'{"text": "\xed\xa0\xbd"}',
+    '{"row": 13}'.encode("utf-16-le"),
+    b"null",
+    b'{"row": 15} {"row": 16}',
+    b'{"row": NaN}',
+)
+
+
+def test_every_line_is_a_row_and_a_bad_one_says_why(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b"\n".join(BAD_LINES) + b"\n")
+    found = same_at_every_size(tmp_path, "a.jsonl")
+    assert [row.number for row in found] == [n for n in range(len(BAD_LINES)) if n not in (4, 6)]  # 4 and 6 are blank
+    assert [row.value for row in found if row.number in (0, 5, 9)] == [{"row": 0}, {"row": 5}, {"row": 9}]
+    says = problems(found)
+    assert says[1].startswith("line is not JSON: Expecting ',' delimiter at character 9")
+    assert says[2] == "line is not UTF-8: byte 0"
+    assert says[3] == "line holds list, a row is an object"
+    assert says[7] == "line holds str, a row is an object"
+    assert says[8].startswith("line is not JSON: Expecting property name")
+    assert says[10] == "line is not JSON we read: nested too deeply"
+    assert says[11] == "line is not JSON we read: a number of over 4,300 digits"
+    assert says[12] == "line is not UTF-8: byte 10"
+    assert says[13].startswith("line is not JSON")
+    assert says[14] == "line holds NoneType, a row is an object"
+    assert says[15].startswith("line is not JSON: Extra data")
+    assert set(says) == {1, 2, 3, 7, 8, 10, 11, 12, 13, 14, 15}
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n\n"])
+def test_the_last_line_counts_with_or_without_its_end(tmp_path: Path, end: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"n": 0}\n{"n": 1}\n{"n": 2}' + end)
+    assert [row.value for row in same_at_every_size(tmp_path, "a.jsonl")] == [{"n": 0}, {"n": 1}, {"n": 2}]
+    for size in SIZES:
+        assert sum(split.rows for split in splits(tmp_path, "a.jsonl", size)) == max(3, 2 + end.count(b"\n"))
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"\xef\xbb\xbf", b" \r\n\n"])
+def test_a_file_without_rows_gives_none(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(data)
+    assert same_at_every_size(tmp_path, "a.jsonl") == []
+
+
+def test_lines_longer_than_a_read_are_found(tmp_path: Path) -> None:
+    long = [{"n": n, "text": "x" * length} for n, length in enumerate((10, 3 << 20, (1 << 20) - 24, 1, 1 << 20))]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(*long))
+    assert [row.value for row in same_at_every_size(tmp_path, "a.jsonl")] == long
+
+
+def test_a_changed_line_changes_the_digest_of_its_split_alone(tmp_path: Path) -> None:
+    lines = [{"n": n} for n in range(10)]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(*lines))
+    before = [rows(tmp_path, split)[0] for split in splits(tmp_path, "a.jsonl", 3)]
+    lines[4] = {"n": 9}
+    (tmp_path / "a.jsonl").write_bytes(jsonl(*lines))
+    after = [rows(tmp_path, split)[0] for split in splits(tmp_path, "a.jsonl", 3)]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True, True]
+
+
+def test_a_file_cut_after_it_was_planned_stops_the_build(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"n": 0}, {"n": 1}))
+    (plan,) = splits(tmp_path, "a.jsonl", 10)
+    (tmp_path / "a.jsonl").write_bytes(jsonl({"n": 0}))
+    with pytest.raises(ValueError, match="shorter than when its splits were planned: build again"):
+        rows(tmp_path, plan)
+
+
+# --- parquet
+
+CAT = jpeg()
+
+
+@pytest.mark.parametrize("row_group", [1, 10, 80, 1000])  # rows are decoded 64 at a time
+def test_parquet_rows_come_once_across_row_groups_and_splits(tmp_path: Path, row_group: int) -> None:
+    table = pa.table({"n": list(range(203)), "cell": [{"bytes": b"%d" % n} for n in range(203)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=row_group)
+    found = same_at_every_size(tmp_path, "a.parquet")
+    assert [(row.number, row.value["n"], row.value["cell"]["bytes"]) for row in found] == [
+        (n, n, b"%d" % n) for n in range(203)
+    ]
+
+
+def test_null_cells_of_parquet_are_none(tmp_path: Path) -> None:
+    edits(tmp_path / "a.parquet", [(CAT, "make it snow", CAT), (None, None, None), (CAT, None, CAT)], row_group_size=2)
+    found = same_at_every_size(tmp_path, "a.parquet")
+    assert [(row.value["original_image"], row.value["edit_prompt"]) for row in found[1:]] == [
+        (None, None),
+        ({"bytes": CAT, "path": None}, None),
+    ]
+
+
+@pytest.mark.parametrize("data", [b"", b"no parquet at all, by far", b"PAR1" + bytes(100) + b"\xff\xff\xff\xffPAR1"])
+def test_a_file_that_is_no_parquet_is_one_row_that_says_so(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.parquet").write_bytes(data)
+    (row,) = same_at_every_size(tmp_path, "a.parquet")
+    assert row.problem is not None
+    assert row.problem.startswith("file is not parquet: ")
+    assert str(tmp_path) not in row.problem  # else the ledger's bytes would depend on where the data lies
+
+
+def test_a_cut_parquet_file_is_one_row_that_says_so(tmp_path: Path) -> None:
+    edits(tmp_path / "a.parquet", [(CAT, "x", CAT)] * 5)
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-100])
+    (row,) = read(tmp_path, "a.parquet", 2)
+    assert row.problem is not None
+
+
+def test_a_broken_row_group_loses_its_own_rows_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    values = [f"{n} of some rows" * 20 for n in range(30)]
+    pq.write_table(pa.table({"text": values}), path, row_group_size=10, compression="zstd", use_dictionary=False)
+    column = pq.read_metadata(path).row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    begin = column.data_page_offset
+    data[begin + 30 : begin + column.total_compressed_size] = bytes(column.total_compressed_size - 30)
+    path.write_bytes(bytes(data))
+    found = same_at_every_size(tmp_path, "a.parquet")
+    assert [row.number for row in found] == list(range(30))
+    assert set(problems(found)) == set(range(10, 20))
+    assert all(problem.startswith("parquet does not read: ") for problem in problems(found).values())
+    assert [row.value["text"] for row in found if row.problem is None] == values[:10] + values[20:]
+
+
+def test_a_cell_that_is_not_utf8_loses_its_own_row_only(tmp_path: Path) -> None:
+    data = [b"fine", b"caf\xe9", b"fine too"]
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 4, 8, 16)))
+    column = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"".join(data))])
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    found = same_at_every_size(tmp_path, "a.parquet")
+    assert [row.value and row.value["text"] for row in found] == ["fine", None, "fine too"]
+    assert problems(found)[1].startswith("row does not convert: UnicodeDecodeError: ")
+
+
+def test_the_digest_of_parquet_rows_changes_with_them_and_not_with_the_process(tmp_path: Path) -> None:
+    def digests(path: Path) -> list[str]:
+        return [rows(tmp_path, split)[0] for split in splits(tmp_path, path.name, 10)]
+
+    table = {"n": list(range(40)), "text": [f"row {n}" for n in range(40)]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet", row_group_size=10)
+    table["text"][17] = "another"
+    pq.write_table(pa.table(table), tmp_path / "b.parquet", row_group_size=10)
+    a, b = digests(tmp_path / "a.parquet"), digests(tmp_path / "b.parquet")
+    assert [old == new for old, new in zip(a, b, strict=True)] == [True, False, True, True]
+    pq.write_table(pa.table({"m": table["n"], "text": table["text"]}), tmp_path / "c.parquet", row_group_size=10)
+    assert set(digests(tmp_path / "c.parquet")).isdisjoint(b)  # a renamed column is another row
+    code = (
+        "import sys, pathlib; from dataflow.readers import rows, splits; folder = pathlib.Path(sys.argv[1]);"
+        "print(*[rows(folder, split)[0] for split in splits(folder, 'a.parquet', 10)])"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, check=True)
+    assert done.stdout.decode().split() == a
+
+
+# --- tars of samples
+
+PAIRS = [(f"{n:03d}.{extension}", f"{n} {extension}".encode()) for n in range(9) for extension in ("jpeg", "json")]
+
+
+def test_tar_samples_come_once_at_every_split_size(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar(*PAIRS))
+    found = same_at_every_size(tmp_path, "a.tar")
+    assert [row.value for row in found] == [
+        {"__key__": f"{n:03d}", "jpeg": f"{n} jpeg".encode(), "json": f"{n} json".encode()} for n in range(9)
+    ]
+    assert problems(found) == {}
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_foreign_names_group_as_webdataset_groups_them(tmp_path: Path, format: int) -> None:
+    names = [
+        "a.b/v1.0_1.jpg",
+        "a.b/v1.json",
+        "dir/ü 猫.jpg",
+        "dir/ü 猫.cls",
+        "x" * 80 + "/" + "y" * 90 + ".jpg",
+        "z.JPG",
+    ]
+    (tmp_path / "a.tar").write_bytes(tar(*[(name, name.encode()) for name in names], format=format))
+    found = same_at_every_size(tmp_path, "a.tar")
+    theirs = list(wds.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))  # type: ignore[attr-defined]
+    assert [row.value for row in found] == [
+        {key: value for key, value in sample.items() if key not in ("__url__", "__local_path__")} for sample in theirs
+    ]
+
+
+def test_a_tar_cut_in_a_body_keeps_what_came_before(tmp_path: Path) -> None:
+    data = tar(("a.jpeg", b"A" * 600), ("a.json", b"{}"), ("b.jpeg", b"B" * 600), ("b.json", b"{}"))
+    body_of_b = data.index(b"B" * 100)
+    (tmp_path / "a.tar").write_bytes(data[: body_of_b + 300])
+    found = same_at_every_size(tmp_path, "a.tar")
+    assert found[0].value == {"__key__": "a", "jpeg": b"A" * 600, "json": b"{}"}
+    assert problems(found) == {
+        1: "archive ends inside member 'b.jpeg'",
+        2: "archive is cut off or broken: unexpected end of data",
+    }
+
+
+def test_a_tar_cut_in_a_header_keeps_what_came_before(tmp_path: Path) -> None:
+    data = tar(("a.jpeg", b"A" * 600), ("b.jpeg", b"B" * 600))
+    (tmp_path / "a.tar").write_bytes(data[: data.index(b"b.jpeg") + 100])
+    found = same_at_every_size(tmp_path, "a.tar")
+    assert found[0].value["jpeg"] == b"A" * 600
+    assert problems(found) == {
+        1: "archive has no end mark at byte 1536: it is cut off or broken, rows after it are missing"
+    }
+
+
+def test_a_tar_without_its_end_mark_keeps_all_samples_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar(*PAIRS, end=False))
+    found = same_at_every_size(tmp_path, "a.tar")
+    assert len(found) == 10
+    assert list(problems(found)) == [9]
+
+
+def test_a_tar_cut_anywhere_loses_no_row_before_the_cut_and_says_that_it_is_cut(tmp_path: Path) -> None:
+    data = tar(*PAIRS)
+    end_mark = len(tar(*PAIRS, end=False))
+    for cut in range(1, end_mark + 512, 217):
+        (tmp_path / "a.tar").write_bytes(data[:cut])
+        found = read(tmp_path, "a.tar", 4)
+        whole = cut // 2048  # a sample is two members of two blocks
+        assert [row.value["__key__"] for row in found[:whole]] == [f"{n:03d}" for n in range(whole)]
+        assert problems(found), cut
+        assert [row.number for row in found] == list(range(len(found)))
+
+
+def test_a_damaged_header_in_the_middle_is_named(tmp_path: Path) -> None:
+    data = bytearray(tar(*PAIRS))
+    data[4 * 2048] ^= 0xFF
+    (tmp_path / "a.tar").write_bytes(bytes(data))
+    found = same_at_every_size(tmp_path, "a.tar")
+    assert len(found) == 5
+    assert "rows after it are missing" in problems(found)[4]
+
+
+@pytest.mark.parametrize("size", [-1, -512, -(1 << 40), 1 << 40, (1 << 62) + 5, 1 << 80])
+def test_a_header_that_lies_about_its_size_ends_the_archive(tmp_path: Path, size: int) -> None:
+    header = bytearray(tarfile.TarInfo("b.jpeg").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (size % (1 << 88) | (0xFF if size < 0 else 0x80) << 88).to_bytes(12, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(tar(("a.jpeg", b"A"), end=False) + bytes(header) + tar(("c.jpeg", b"C")))
+    found = read(tmp_path, "a.tar", 10)
+    assert found[0].value == {"__key__": "a", "jpeg": b"A"}
+    assert len(problems(found)) >= 1
+    assert len(found) <= 3
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no tar" * 200, b"\x89PNG\r\n", gzip.compress(tar(("a.jpeg", b"A"))), b"\xff" * 2048]
+)
+def test_a_file_that_is_no_tar_is_one_row_that_says_so(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(data)
+    (row,) = same_at_every_size(tmp_path, "a.tar")
+    assert row.problem is not None
+    assert row.problem.startswith("archive is cut off or broken: ")
+
+
+def test_an_empty_tar_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar())
+    assert read(tmp_path, "a.tar", 10) == []
+
+
+def test_links_and_folders_and_nameless_members_are_rows_with_a_problem(tmp_path: Path) -> None:
+    link, folder, hard = tarfile.TarInfo("b.jpeg"), tarfile.TarInfo("c"), tarfile.TarInfo("d.jpeg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    folder.type = tarfile.DIRTYPE
+    hard.type, hard.linkname = tarfile.LNKTYPE, "a.jpeg"
+    members = (("a.jpeg", b"A"), link, ("b.json", b"{}"), folder, hard, ("README", b"?"), ("e.jpeg", b"E"))
+    (tmp_path / "a.tar").write_bytes(tar(*members))
+    found = same_at_every_size(tmp_path, "a.tar")
+    assert problems(found) == {
+        1: "member 'b.jpeg' is a link or folder, not a plain file",
+        2: "member 'c' is a link or folder, not a plain file",
+        3: "member 'd.jpeg' is a link or folder, not a plain file",
+        4: "member 'README' has no extension",
+    }
+    assert [found[place].value["jpeg"] for place in (0, 5)] == [b"A", b"E"]
+
+
+def test_two_members_of_one_name_are_a_problem_of_their_sample(tmp_path: Path) -> None:
+    members = [
+        ("a.jpeg", b"1"),
+        ("a.jpeg", b"2"),
+        ("b.jpeg", b"3"),
+        ("b.JPEG", b"4"),
+        ("c.__key__", b"5"),
+        ("d.jpeg", b""),
+    ]
+    (tmp_path / "a.tar").write_bytes(tar(*members))
+    found = same_at_every_size(tmp_path, "a.tar")
+    assert problems(found) == {
+        0: "two members 'a.jpeg' in one sample",
+        1: "two members 'b.JPEG' in one sample",
+        2: "two members 'c.__key__' in one sample",
+    }
+
+
+def test_a_key_that_comes_again_later_is_another_sample(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar(("a.jpeg", b"1"), ("b.jpeg", b"2"), ("a.jpeg", b"3")))
+    assert [row.value["jpeg"] for row in same_at_every_size(tmp_path, "a.tar")] == [b"1", b"2", b"3"]
+
+
+def test_a_tar_replaced_after_it_was_planned_stops_the_build(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar(*PAIRS))
+    (plan,) = splits(tmp_path, "a.tar", 10)
+    (tmp_path / "a.tar").write_bytes(tar(*PAIRS[:4]) + bytes(20_000))
+    with pytest.raises(ValueError, match="is not what it was when its splits were planned: build again"):
+        list(rows(tmp_path, plan)[1])
+
+
+def test_a_member_is_never_read_beyond_its_split(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar(*PAIRS))
+    second = splits(tmp_path, "a.tar", 4)[1]
+    assert [row.value["__key__"] for row in rows(tmp_path, second)[1]] == ["004", "005", "006", "007"]
+
+
+# --- all kinds
+
+
+def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"a\.csv: cannot read \*\.csv; sources list \.jsonl, \.parquet or \.tar files"
+    ):
+        splits(tmp_path, "a.csv", 10)
+
+
+def test_splits_of_no_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="rows_per_split=0: a split holds at least one row"):
+        splits(tmp_path, "a.jsonl", 0)
+
+
+def test_a_missing_file_is_the_disk_s_failure_and_no_row(tmp_path: Path) -> None:
+    for file in ("a.jsonl", "a.parquet", "a.tar"):
+        with pytest.raises(FileNotFoundError):
+            splits(tmp_path, file, 10)
+
+
+@pytest.mark.parametrize(
+    ("value", "spelled"),
+    [(None, ""), (float("nan"), ""), ("", ""), (" a ", " a "), (7, "7"), (1.5, "1.5"), (True, "True")],
+)
+def test_a_field_as_text(value: Any, spelled: str) -> None:
+    assert text(value) == spelled
+
+
+@pytest.mark.parametrize("value", [["a"], {"a": 1}, b"a", ("a",)])
+def test_what_is_no_text_is_not_printed_into_training_data(value: Any) -> None:
+    with pytest.raises(Corrupt, match=f"a field holds {type(value).__name__} where text belongs"):
+        text(value)
+
+
+def test_json_of_nested_values_comes_through(tmp_path: Path) -> None:
+    row = {"a": [1, 2.5, None, True, {"b": "猫\u2028"}]}
+    (tmp_path / "a.jsonl").write_bytes(json.dumps(row, ensure_ascii=False).encode())
+    assert read(tmp_path, "a.jsonl", 1) == [Row(0, row)]
+
+
+def test_reading_a_tar_split_holds_one_sample_at_a_time(tmp_path: Path) -> None:
+    big = [(f"{n:03d}.jpeg", bytes([n]) * (1 << 20)) for n in range(32)]
+    (tmp_path / "a.tar").write_bytes(tar(*big))
+    (plan,) = splits(tmp_path, "a.tar", 100)
+    _, found = rows(tmp_path, plan)
+    tracemalloc.start()
+    for row in found:
+        assert len(row.value["jpeg"]) == 1 << 20
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
