@@ -52,13 +52,19 @@ class Siglip:
 
 @dataclass(frozen=True, kw_only=True)
 class UNet:
-    """A diffusers UNet2DConditionModel with random weights, in pixel space. `picture` in pixels."""
+    """A diffusers UNet2DConditionModel with random weights, in pixel space. `picture` in pixels.
+
+    channels: of each scale, finest first. attends: whether a scale has self- and cross-attention; its cost grows with
+    the fourth power of the scale's side, so fine scales go without.
+    """
 
     picture: int
     channels: tuple[int, ...]
+    attends: tuple[bool, ...]
     layers_per_block: int
     condition_width: int  # of the cross-attention
     heads: int
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"  # Stable Diffusion 1.5 predicts epsilon
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,6 @@ SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
-    "prediction_type": "epsilon",
 }
 SD_CONDITION = 77  # places of Stable Diffusion's condition; what the tokens leave free is zero, visualization/train.py
 
@@ -86,7 +85,15 @@ class VisualizerModule(nn.Module):
     """What learns: the projector and the UNet."""
 
     def __init__(
-        self, unet: UNet2DConditionModel, *, channels: int, hidden: int, places: int, side: int, dropout: float
+        self,
+        unet: UNet2DConditionModel,
+        *,
+        channels: int,
+        hidden: int,
+        places: int,
+        side: int,
+        dropout: float,
+        prediction: Literal["epsilon", "v_prediction"],
     ) -> None:
         super().__init__()
         width = unet.config["cross_attention_dim"]
@@ -97,10 +104,10 @@ class VisualizerModule(nn.Module):
         self.places = places  # of the condition
         self.side = side  # pixels of a painted picture
         self.dropout = dropout
-        self.noising = DDPMScheduler(**SCHEDULE)
+        self.noising = DDPMScheduler(**SCHEDULE, prediction_type=prediction)
 
     def forward(self, batch: Batch, features: Tensor | Seen, draw: Draw) -> Losses:
-        """The sum over pictures of the mean squared error of the predicted noise.
+        """The sum over pictures of the mean squared error of what the UNet predicts.
 
         diffusers cannot run on no pictures: then one phantom of zeros goes through, its error is left out of the sum.
 
@@ -116,8 +123,14 @@ class VisualizerModule(nn.Module):
         condition = torch.where(dropped[:, None, None], torch.zeros_like(condition), condition)
         noised = self.noising.add_noise(canvas, noise, timestep)  # pyright: ignore[reportArgumentType]
         predicted = self.unet(noised.to(condition.dtype), timestep, condition).sample
-        error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
+        error = (predicted.float() - self.sought(canvas, noise, timestep)).square().mean(dim=(1, 2, 3))
         return Losses(sums={"picture": error[:count].sum()})
+
+    def sought(self, canvas: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """What the UNet is to predict: the noise, or the velocity of arXiv:2202.00512: float32[R, F, h, w]."""
+        if self.noising.config["prediction_type"] == "epsilon":
+            return noise
+        return self.noising.get_velocity(canvas, noise, timestep)  # pyright: ignore[reportArgumentType]
 
     def condition(self, tokens: Tensor) -> Tensor:
         """Tokens as the UNet's condition: float[R, T, C] -> float[R, places, W], zeros after the tokens."""
@@ -202,22 +215,24 @@ def build(config: Visualizer) -> VisualizerArchitecture:
             hidden=config.projector_width,
             places=places,
             side=config.painted,
+            prediction=config.decoder.prediction if isinstance(config.decoder, UNet) else "epsilon",
             dropout=config.condition_dropout,
         )
     return VisualizerArchitecture(config, encoder=encoder, module=module)
 
 
 def random_unet(sizes: UNet) -> UNet2DConditionModel:
-    """Stable Diffusion's UNet in small, over pixels: cross-attention at every scale but the coarsest."""
-    scales = len(sizes.channels)
+    """Stable Diffusion's UNet in small, over pixels; the condition enters where a scale attends, and in the middle."""
+    down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in sizes.attends)
+    up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(sizes.attends))
     return UNet2DConditionModel(
         sample_size=sizes.picture,
         in_channels=3,
         out_channels=3,
         block_out_channels=sizes.channels,
         layers_per_block=sizes.layers_per_block,
-        down_block_types=("CrossAttnDownBlock2D",) * (scales - 1) + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (scales - 1),
+        down_block_types=down,
+        up_block_types=up,
         cross_attention_dim=sizes.condition_width,
         attention_head_dim=sizes.heads,  # diffusers' name for the number of heads
         norm_num_groups=math.gcd(32, *sizes.channels),
@@ -243,7 +258,13 @@ def paint(
         return torch.zeros(0, 3, size, size)
     latent = isinstance(architecture.encoder, LatentEncoder)
     # latents have no bounds to clip at
-    sampler = DDIMScheduler(**SCHEDULE, clip_sample=not latent, set_alpha_to_one=False, steps_offset=1)
+    sampler = DDIMScheduler(
+        **SCHEDULE,
+        prediction_type=module.noising.config["prediction_type"],
+        clip_sample=not latent,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
     sampler.set_timesteps(steps)
 
     condition = module.condition(tokens.to(module.unet.device))

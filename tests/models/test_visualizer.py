@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from models.visualizer import LatentEncoder, Seen, VisualizerArchitecture, build
 
 TINY = Visualizer(
     vision=Siglip(picture=32, patch=8, width=16, layers=1, heads=2, ffn=32),
-    decoder=UNet(picture=16, channels=(8, 16), layers_per_block=1, condition_width=12, heads=2),
+    decoder=UNet(picture=16, channels=(8, 16), attends=(True, False), layers_per_block=1, condition_width=12, heads=2),
     grid=2,
     projector_width=24,
     condition_dropout=0.5,
@@ -72,19 +72,28 @@ def loss_by_hand(architecture: VisualizerArchitecture, pictures: Tensor, draw: D
     """Picture by picture, over diffusers' own forward."""
     total = torch.zeros(())
     for index, picture in enumerate(pictures):
-        noise = torch.randn(picture.shape, generator=draw("noise", index))
         timestep = torch.randint(1000, (), generator=draw("timestep", index))
         condition = condition_by_hand(architecture, architecture.encoder(picture[None]))
         if torch.rand((), generator=draw("condition", index)) < architecture.config.condition_dropout:
             condition = 0 * condition
         share = alphas()[timestep]
-        noised = share.sqrt() * (2 * picture - 1) + (1 - share).sqrt() * noise
+        canvas = 2 * F.interpolate(picture[None], (16, 16), mode="bilinear", antialias=True)[0] - 1
+        noise = torch.randn(canvas.shape, generator=draw("noise", index))
+        noised = share.sqrt() * canvas + (1 - share).sqrt() * noise
         predicted = architecture.module.unet(noised[None], timestep, condition).sample[0]
-        total = total + ((predicted - noise) ** 2).mean()
+        velocity = cast(UNet, architecture.config.decoder).prediction == "v_prediction"
+        sought = share.sqrt() * noise - (1 - share).sqrt() * canvas if velocity else noise
+        total = total + ((predicted - sought) ** 2).mean()
     return total
 
 
-def test_the_loss_equals_its_definition(architecture: VisualizerArchitecture, batch: Batch, draw: Draw) -> None:
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("pixels", [16, 24])
+def test_the_loss_equals_its_definition(batch: Batch, draw: Draw, prediction: str, pixels: int) -> None:
+    """Pictures larger than the paint are seen by the encoder as they are, and painted smaller."""
+    decoder = replace(cast(UNet, TINY.decoder), prediction=prediction)
+    architecture = build(replace(TINY, decoder=decoder))
+    batch = replace(batch, pictures=F.interpolate(batch.pictures, (pixels, pixels), mode="bilinear"))
     torch.testing.assert_close(loss(architecture, batch, draw), loss_by_hand(architecture, batch.pictures, draw))
 
 
