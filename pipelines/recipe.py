@@ -1,0 +1,225 @@
+"""Recipes: Python functions that return values. Find one, change a field of it, describe it as JSON, name it by a hash.
+
+A recipe is `module:function` (modules of pipelines/recipes, or any importable one) or `path/to/file.py:function`.
+Nothing here imports torch or ray: `list` and `show` answer in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import pkgutil
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines import recipes
+
+_OUTSIDE = "interlace_recipe_"  # prefix of modules loaded from a file, so that they shadow nothing
+
+
+def load(name: str) -> Any:
+    """The value that a recipe function returns.
+
+    Raises:
+        ValueError: no such module, file or function; the nearest names are given.
+    """
+    module_name, colon, function_name = name.rpartition(":")
+    if not colon:
+        raise ValueError(
+            f"recipe {name!r}: write module:function or path/to/file.py:function; `interlace list` shows them"
+        )
+    module = _file(Path(module_name)) if module_name.endswith(".py") else _module(module_name)
+    functions = _functions(module)
+    if function_name not in functions:
+        raise ValueError(f"recipe {name!r}: {module_name} has no {function_name}{nearest(function_name, functions)}")
+    return functions[function_name]()
+
+
+def listing() -> Iterator[tuple[str, str]]:
+    """(name, first line of its docstring) of every recipe of the house."""
+    for info in sorted(pkgutil.iter_modules(recipes.__path__), key=lambda found: found.name):
+        module = importlib.import_module(f"{recipes.__name__}.{info.name}")
+        for name, function in _functions(module).items():
+            lines = (inspect.getdoc(function) or "").splitlines()
+            yield f"{info.name}:{name}", lines[0] if lines else ""
+
+
+def outside_modules() -> list[types.ModuleType]:
+    """Modules loaded from recipe files: workers elsewhere cannot import them by name."""
+    return [module for name, module in sys.modules.items() if name.startswith(_OUTSIDE)]
+
+
+def describe(value: Any) -> Any:
+    """A recipe value as JSON: every dataclass with its class, its version and all its fields."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = type(value)
+        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        version = getattr(kind, "version", None)
+        named = {"is": f"{kind.__module__.removeprefix(_OUTSIDE)}:{kind.__qualname__}"}
+        return {**named, **({} if version is None else {"version": version}), **fields}
+    if isinstance(value, tuple):
+        return [describe(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise ValueError(f"{value!r} in a recipe: use dataclasses, tuples, text, numbers and None")
+
+
+def rebuild(description: Any, file: str | None = None) -> Any:
+    """The value that `describe` described.
+
+    Args:
+        file: of the recipe, when it lies outside the house; its classes are found there.
+    Raises:
+        ValueError: a class that is gone, has another version, or other fields.
+    """
+    if file is not None:
+        _file(Path(file))
+    if isinstance(description, list):
+        return tuple(rebuild(item) for item in description)
+    if not isinstance(description, dict):
+        return description
+    module_name, _, class_name = description["is"].partition(":")
+    module = sys.modules.get(_OUTSIDE + module_name)
+    try:
+        kind = getattr(module or importlib.import_module(module_name), class_name)
+        fields = {name: rebuild(item) for name, item in description.items() if name not in ("is", "version")}
+        version = getattr(kind, "version", None)
+        if version != description.get("version"):
+            raise ValueError(f"it was version {description.get('version')}, this code has {version}")
+        return kind(**fields)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{description['is']} cannot be made again: {error}; use the code of its code.txt") from None
+
+
+def key(description: Any) -> str:
+    """The hash of a description, 64 hex digits; folders carry the first 12."""
+    canonical = json.dumps(description, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def override(value: Any, assignments: list[str]) -> Any:
+    """The value with fields changed by `path.to.field=value`; a tuple's items are named by number or by their `name`.
+
+    Raises:
+        ValueError: a path or a value that does not fit; the nearest names are given.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment}: write path.to.field=value")
+        value = _replaced(value, path.split("."), text, assignment)
+    return value
+
+
+def nearest(name: str, known: Any) -> str:
+    """A hint with the nearest of the known names, for the end of an error."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; it has {', '.join(list(known)[:20]) or 'nothing'}"
+
+
+def _module(name: str) -> types.ModuleType:
+    house = [info.name for info in pkgutil.iter_modules(recipes.__path__)]
+    full = f"{recipes.__name__}.{name}" if name in house else name
+    try:
+        found = importlib.util.find_spec(full)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not name:
+        raise ValueError(f"recipe module {name!r} is not there{nearest(name, house)}")
+    return importlib.import_module(full)
+
+
+def _file(path: Path) -> types.ModuleType:
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"recipe file {path} is not there")
+    name = _OUTSIDE + path.stem
+    if name in sys.modules and sys.modules[name].__file__ == str(path):
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # a recipe may import the files beside it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's file: whatever it raises is shown as one line with its place
+        del sys.modules[name]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        place = f" line {lines[-1]}" if lines else ""
+        raise ValueError(f"recipe file {path}{place} fails: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _functions(module: types.ModuleType) -> dict[str, Callable[[], Any]]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+def _replaced(value: Any, path: list[str], text: str, assignment: str) -> Any:
+    name, rest = path[0], path[1:]
+    if isinstance(value, tuple):
+        names = [str(getattr(item, "name", place)) for place, item in enumerate(value)]
+        if name not in names and not (name.isdigit() and int(name) < len(value)):
+            raise ValueError(f"--set {assignment}: no item {name!r}{nearest(name, names)}")
+        place = names.index(name) if name in names else int(name)
+        if not rest:
+            raise ValueError(f"--set {assignment}: {name} is a whole item; name one of its fields")
+        return (*value[:place], _replaced(value[place], rest, text, assignment), *value[place + 1 :])
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise ValueError(f"--set {assignment}: {name!r} is looked for in {value!r}, which has no fields")
+    names = [field.name for field in dataclasses.fields(value)]
+    if name not in names:
+        raise ValueError(f"--set {assignment}: {type(value).__name__} has no field {name!r}{nearest(name, names)}")
+    current = getattr(value, name)
+    if rest:
+        return dataclasses.replace(value, **{name: _replaced(current, rest, text, assignment)})
+    annotation = typing.get_type_hints(type(value))[name]
+    return dataclasses.replace(value, **{name: _typed(annotation, text, assignment)})
+
+
+def _typed(annotation: Any, text: str, assignment: str) -> Any:
+    """Text as a value of the annotated type."""
+    options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    for option in options:
+        if option is type(None) and text.lower() in ("none", "null"):
+            return None
+        if typing.get_origin(option) is typing.Literal:
+            for choice in typing.get_args(option):
+                if str(choice) == text:
+                    return choice
+        elif option is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        elif option in (int, float):
+            try:
+                return option(text)
+            except ValueError:
+                continue
+        elif option is str:
+            return text
+        elif typing.get_origin(option) is tuple:
+            inside = typing.get_args(option)
+            pieces = [piece for piece in text.strip("()[] ").split(",") if piece.strip()]
+            kinds = [inside[0]] * len(pieces) if inside[-1] is ... else list(inside)
+            if len(kinds) == len(pieces) and all(kind in (int, float, str) for kind in kinds):
+                return tuple(_typed(kind, piece.strip(), assignment) for kind, piece in zip(kinds, pieces, strict=True))
+    wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
+    raise ValueError(f"--set {assignment}: {text!r} is not {str(wanted).replace('typing.', '')}")
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)

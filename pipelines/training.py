@@ -1,0 +1,55 @@
+"""What a training is: an architecture, a mixture, an optimizer, a length. Values only; `train.py` runs them.
+
+The run key hashes what changes the mathematics; `execution` says how the same mathematics is computed, outside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from dataflow.mixture import Mixture
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """torch's AdamW with linear warm-up and a cosine down to `minimum_rate`; `clip` bounds the global gradient norm."""
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    minimum_rate: float = 0.0
+    clip: float = 1.0  # DeepSpeed 0.19 clips at 1.0 when nothing is said; 0 switches it off
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a training is computed: nothing here changes its result beyond rounding."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    micro_batch: int = 8  # rows of one forward pass on one rank
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    save_every: int = 50  # steps between checkpoints
+    keep: int = 2  # newest checkpoints kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One run of one architecture on one mixture.
+
+    architecture: a config with `tasks`, `layout()`, `picture` and `build()` (models/interface.py).
+    batch: records of one optimizer step, over all ranks. steps: optimizer steps.
+    """
+
+    name: str
+    architecture: Any
+    mixture: Mixture
+    optimizer: AdamW
+    batch: int
+    steps: int
+    sequence_length: int
+    seed: int = 0
+    execution: Execution = field(default_factory=Execution)
+    version: ClassVar[int] = 1
