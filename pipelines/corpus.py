@@ -1,0 +1,219 @@
+"""A corpus as a workflow step: plan the splits, build each shard on a Ray worker, commit.
+
+<root>/corpora/.building/<source>-<key>/   shards and receipts as they come; a rerun goes on from them
+<root>/corpora/<source>-<key>/             the finished corpus; never changes
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dataflow import index, media, readers, shards
+from dataflow.build import ShardJob, read_receipt, receipt_path, sync_folder, write_atomically
+from dataflow.readers import Split
+from pipelines.recipe import describe, key
+from pipelines.step import Place, Progress, alone, cluster, each, finished
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A source, built: which filters it passes, how many input rows make a shard.
+
+    max_dropped: share of input rows that may be lost before the build stops.
+    """
+
+    source: Any
+    filters: tuple[Any, ...] = ()
+    rows_per_shard: int = 1000
+    max_dropped: float = 0.1
+    version: ClassVar[int] = 1
+
+    @property
+    def name(self) -> str:
+        """The source's name."""
+        return self.source.name
+
+    def recipe_key(self) -> str:
+        """The hash of everything but the input that decides the bytes."""
+        description = describe(self)
+        del description["max_dropped"]  # decides whether there is a result, not which
+        return key([description, {"encoder": media.ENCODER, "index": index.SCHEMA}])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The input files of a corpus as found: [relative path, size in bytes, mtime in ns or a sha256]."""
+
+    listing: tuple[tuple[str, int, int | str], ...]
+    files: tuple[str, ...]
+
+
+def inputs(corpus: Corpus, place: Place, *, rehash: bool = False) -> Inputs:
+    """List the input; with `rehash`, every file of the source's folder by its content.
+
+    Raises:
+        ValueError: the folder or its files are not there, or rows_per_shard does not fit a key.
+    """
+    if not 1 <= corpus.rows_per_shard <= 10_000:
+        raise ValueError(f"rows_per_shard={corpus.rows_per_shard}: a key holds 4 digits of row; use 1 to 10000")
+    folder = place.roots.source(corpus.source.name)
+    files = tuple(corpus.source.files(folder))
+    if rehash:
+        found = sorted(path for path in folder.rglob("*") if path.is_file())
+        listing = [(path.relative_to(folder).as_posix(), path.stat().st_size, shards.sha256(path)) for path in found]
+    else:
+        listing = [(file, (folder / file).stat().st_size, (folder / file).stat().st_mtime_ns) for file in files]
+    return Inputs(listing=tuple(listing), files=files)
+
+
+def folder_of(corpus: Corpus, place: Place, found: Inputs) -> Path:
+    """Where the corpus of this input belongs."""
+    step_key = key([corpus.recipe_key(), [list(entry) for entry in found.listing]])
+    return place.root / "corpora" / f"{corpus.source.name}-{step_key[:12]}"
+
+
+def locate(corpus: Corpus, place: Place) -> Path:
+    """The finished corpus of this recipe: for the input under `--data` when one is declared, else the only one there.
+
+    Raises:
+        ValueError: none is finished, or several are and no `--data` tells them apart.
+    """
+    declared = place.roots.base is not None or corpus.source.name in place.roots.named
+    if declared:
+        folder = folder_of(corpus, place, inputs(corpus, place))
+        if (folder / "manifest.json").is_file():
+            return folder
+        raise ValueError(_unbuilt(corpus, place))
+    same = [folder for folder in _built(corpus, place) if _manifest(folder)["recipe_key"] == corpus.recipe_key()]
+    if len(same) == 1:
+        return same[0]
+    if not same:
+        raise ValueError(f"{_unbuilt(corpus, place)} and --data")
+    names = ", ".join(folder.name for folder in same)
+    raise ValueError(
+        f"{corpus.source.name} is built {len(same)} times under {place.root} ({names}): say which by --data"
+    )
+
+
+def _unbuilt(corpus: Corpus, place: Place) -> str:
+    return f"{corpus.source.name} is not built under {place.root}: run interlace build with the same recipe"
+
+
+def is_built(corpus: Corpus, place: Place, *, rehash: bool = False) -> bool:
+    """Whether the corpus of the present input is finished."""
+    return (folder_of(corpus, place, inputs(corpus, place, rehash=rehash)) / "manifest.json").is_file()
+
+
+def build(corpus: Corpus, place: Place, *, rehash: bool = False) -> Path:
+    """Build a corpus, or find it built. Says what it does.
+
+    Raises:
+        ValueError: input that is not there or changes while it is read, too many rows dropped.
+    """
+    found = inputs(corpus, place, rehash=rehash)
+    final = folder_of(corpus, place, found)
+    if (final / "manifest.json").is_file():
+        print(f"{final.name}: already built, nothing to do", flush=True)
+        return final
+    work = final.parent / ".building" / final.name
+    with alone(work.with_name(f"{work.name}.lock"), final.name):
+        work.mkdir(parents=True, exist_ok=True)
+        if not (work / "manifest.json").is_file():
+            with cluster(place):
+                _build_shards(corpus, place, found, work, rehash=rehash)
+            if inputs(corpus, place, rehash=rehash) != found:
+                shutil.rmtree(work)
+                raise ValueError(f"input of {corpus.source.name} changed while it was read: build again")
+        _finish(work, final)
+    return final
+
+
+def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, rehash: bool) -> None:
+    source_folder = place.roots.source(corpus.source.name)
+    plan = _plan(corpus, source_folder, found, work)
+    job = ShardJob(
+        source=corpus.source,
+        filters=corpus.filters,
+        roots=place.roots,
+        recipe_key=corpus.recipe_key(),
+        earlier={} if rehash else _earlier(corpus, place),
+    )
+    todo = [(split, number) for number, split in enumerate(plan) if not receipt_path(work, number).is_file()]
+    progress = Progress(f"{work.name}", len(todo), "shards")
+    for _ in each(_shard_task, (job, str(work)), todo, progress):
+        pass
+    receipts = [read_receipt(receipt_path(work, number)) for number in range(len(plan))]
+    try:
+        manifest = index.commit(
+            work,
+            receipts,
+            step=describe(corpus),
+            recipe_key=corpus.recipe_key(),
+            max_dropped=corpus.max_dropped,
+        )
+    except index.TooManyDropped as error:
+        for receipt in receipts:  # what could not be read may be mended before the next try
+            if any(row.corrupt for row in receipt.ledger):
+                receipt_path(work, receipt.number).unlink()
+        cure = f"mend the data under {source_folder}, or --set max_dropped=..."
+        raise ValueError(f"{corpus.source.name}: {error}; {cure}") from None
+    counts, linked = manifest["counts"], sum(receipt.linked is not None for receipt in receipts)
+    progress.close(
+        f"{counts['rows']} rows, {counts['kept']} records kept, "
+        f"{counts['filtered']} filtered, {counts['corrupt']} corrupt; "
+        f"{len(plan) - linked} shards built, {linked} linked"
+    )
+
+
+def _plan(corpus: Corpus, source_folder: Path, found: Inputs, work: Path) -> list[Split]:
+    """The splits of all files, in order; made once per build and kept in the work folder."""
+    path = work / ".plan.json"
+    if not path.is_file():
+        made: dict[str, list[Split]] = {}
+        progress = Progress(f"{work.name} (plan)", len(found.files), "files")
+        tasks = [(file, corpus.rows_per_shard) for file in found.files]
+        for file, splits in each(_plan_task, str(source_folder), tasks, progress):
+            made[file] = splits
+        write_atomically(path, json.dumps([asdict(s) for file in found.files for s in made[file]]).encode())
+    return [Split(**fields) for fields in json.loads(path.read_bytes())]
+
+
+def _plan_task(source_folder: str, task: tuple[str, int]) -> tuple[str, list[Split]]:
+    file, rows_per_shard = task
+    return file, readers.splits(Path(source_folder), file, rows_per_shard)
+
+
+def _shard_task(shared: tuple[ShardJob, str], task: tuple[Split, int]) -> None:
+    job, work = shared
+    split, number = task
+    job.build(split, number, Path(work))
+
+
+def _finish(work: Path, final: Path) -> None:
+    for leftover in work.glob(".*"):
+        leftover.unlink()
+    work.rename(final)
+    sync_folder(final.parent)
+
+
+def _earlier(corpus: Corpus, place: Place) -> dict[str, str]:
+    """Shards that finished corpora of this recipe hold, by shard key."""
+    recipe_key = corpus.recipe_key()
+    known: dict[str, str] = {}
+    for folder in _built(corpus, place):
+        manifest = _manifest(folder)
+        if manifest["recipe_key"] == recipe_key:
+            known.update({shard["key"]: str(folder.resolve()) for shard in manifest["shards"]})
+    return known
+
+
+def _built(corpus: Corpus, place: Place) -> list[Path]:
+    return finished((place.root / "corpora").glob(f"{corpus.source.name}-*"))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return index.read_manifest(folder)
