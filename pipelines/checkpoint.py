@@ -1,0 +1,368 @@
+"""Checkpoints that any ZeRO stage and any number of ranks can load: whole parameters, one safetensors file per kind.
+
+    checkpoints/step-000050/
+      parameters.safetensors   float32 masters of what is trained, and the module's persistent buffers
+      exp_avg.safetensors      AdamW's first moments, float32
+      exp_avg_sq.safetensors   AdamW's second moments, float32
+      state.json               written last: the caller's state, AdamW's step, sha256 and size of every file
+
+Frozen parameters are not in it: they come from where the architecture takes them, and the caller keeps their digest in
+the state. A folder appears by one rename, whole; without a sound state.json it is no checkpoint. Nothing is pickled.
+Rank 0 alone touches the disk, one parameter at a time, so that memory does not grow with the model.
+Source: DeepSpeed's own checkpoints load only where they were saved, its universal ones drop what is frozen (0.19.8).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from dataflow.build import sync_folder, write_atomically
+from pipelines.zero import Engine
+
+FORMAT = 1
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SAFETENSORS = {  # https://github.com/huggingface/safetensors#format
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def save(folder: Path, engine: Engine, *, state: dict[str, Any]) -> None:
+    """Write one checkpoint, all of it or nothing. Collective: every rank calls it after the same step.
+
+    Args:  folder: checkpoints/step-000050. state: JSON values, given back by `load`.
+    """
+    _create_moments(engine)
+    draft = folder.parent / f".saving-{folder.name}"
+    first = torch.distributed.get_rank() == 0
+    if first:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        draft.mkdir()
+    files = {}
+    for kind in ("parameters", *MOMENTS):
+        tensors = _tensors(engine, kind)
+        if first:
+            path = draft / f"{kind}.safetensors"
+            files[path.name] = {"sha256": _write(path, _layout(engine, kind), tensors), "bytes": path.stat().st_size}
+        else:
+            for _ in tensors:
+                pass
+    if first:
+        record = {"format": FORMAT, "optimizer_step": _steps_taken(engine), "files": files, "state": state}
+        write_atomically(draft / "state.json", json.dumps(record, indent=1, sort_keys=True).encode())
+        if folder.exists():
+            folder.rename(folder.parent / f".old-{folder.name}")
+        draft.rename(folder)
+        sync_folder(folder.parent)
+        _sweep(folder.parent)
+
+
+def load(folder: Path, engine: Engine) -> dict[str, Any]:
+    """Put a checkpoint into an engine of any stage and world size. Collective; only rank 0 reads the folder.
+
+    Returns:  the state that `save` was given.
+    Raises:   ValueError, on every rank and before anything is taken, when a file is not what was written, or a
+              parameter is missing, unexpected or of another shape.
+    """
+    answer: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            answer[0] = _check(folder, engine)
+        except ValueError as error:
+            answer[1] = str(error)
+    torch.distributed.broadcast_object_list(answer, src=0, device=engine.device)
+    record, refusal = answer
+    if refusal is not None:
+        raise ValueError(refusal)
+    _create_moments(engine)
+    for kind in ("parameters", *MOMENTS):
+        _take(engine, kind, _read(folder, engine, kind))
+    for moments in _moments(engine):
+        moments["step"].fill_(record["optimizer_step"])
+    return record["state"]
+
+
+def latest(checkpoints: Path) -> Path | None:
+    """The newest checkpoint with a sound state.json, or None. Half-written folders do not count."""
+    return max(_sound(checkpoints), key=_number, default=None)
+
+
+def prune(checkpoints: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints. One process calls it.
+
+    Raises:  ValueError when none would be kept.
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep}: at least one checkpoint must stay; set execution.keep to 1 or more")
+    for folder in sorted(_sound(checkpoints), key=_number)[:-keep]:
+        folder.rename(checkpoints / f".old-{folder.name}")
+    _sweep(checkpoints)
+
+
+# ---- what an engine holds: names are the module's own, values whole and float32
+
+
+def _trained(engine: Engine) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
+
+
+def _buffers(engine: Engine) -> dict[str, Tensor]:
+    """Persistent buffers only: what is not persistent is computed anew from the config."""
+    found = {}
+    for prefix, module in engine.module.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                found[f"{prefix}.{name}" if prefix else name] = buffer
+    return found
+
+
+def _layout(engine: Engine, kind: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Type and shape of every tensor of a file, in the order they are written."""
+    layout = {
+        name: (torch.float32, tuple(getattr(parameter, "ds_shape", parameter.shape)))  # ds_shape: whole, at stage 3
+        for name, parameter in _trained(engine).items()
+    }
+    if kind == "parameters":
+        layout |= {name: (buffer.dtype, tuple(buffer.shape)) for name, buffer in _buffers(engine).items()}
+    return layout
+
+
+def _tensors(engine: Engine, kind: str) -> Iterator[Tensor]:
+    """The tensors of a file in the order of `_layout`. Collective: every rank walks it to its end."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    masters = _masters(engine)
+    for name, parameter in _trained(engine).items():
+        if masters is not None:
+            own = masters[name]
+            whole = own.detach() if kind == "parameters" else _inner(engine).state[own][kind]
+        elif kind == "parameters":
+            whole = safe_get_full_fp32_param(parameter)
+        else:
+            whole = safe_get_full_optimizer_state(parameter, kind)
+        assert whole is not None, f"DeepSpeed does not hold {name}"
+        yield whole
+    if kind == "parameters":
+        yield from _buffers(engine).values()
+
+
+def _take(engine: Engine, kind: str, values: Iterable[tuple[str, Tensor]]) -> None:
+    """Set a file's tensors: masters, and for parameters the model's own copies, or its first forward would be stale."""
+    from deepspeed import utils
+    from deepspeed.runtime.zero import GatheredParameters
+
+    trained, buffers, masters = _trained(engine), _buffers(engine), _masters(engine)
+    split = engine.zero_optimization_stage() == 3
+    for name, value in values:
+        if name in buffers:
+            buffers[name].copy_(value)
+        elif kind == "parameters":
+            parameter = trained[name]
+            if masters is not None:
+                masters[name].detach().copy_(value)
+            elif split:
+                utils.safe_set_local_fp32_param(parameter, _share(parameter, value))
+            else:
+                utils.safe_set_full_fp32_param(parameter, value)
+            with GatheredParameters([parameter], modifier_rank=0, enabled=split):
+                parameter.data.copy_(value)
+        elif masters is not None:
+            _inner(engine).state[masters[name]][kind].copy_(value)
+        elif split:
+            utils.safe_set_local_optimizer_state(trained[name], _share(trained[name], value), kind)
+        else:
+            utils.safe_set_full_optimizer_state(trained[name], value, kind)
+
+
+def _share(parameter: Any, value: Tensor) -> Tensor:
+    """This rank's part at stage 3: DeepSpeed's safe_set_full_* fail where ranks do not divide a parameter (0.19.8)."""
+    size, rank = int(parameter.partition_numel()), torch.distributed.get_rank()  # of stage 3's parameters
+    padded = value.new_zeros(size * torch.distributed.get_world_size())
+    padded[: value.numel()] = value.flatten()
+    return padded[size * rank : size * (rank + 1)]
+
+
+def _masters(engine: Engine) -> dict[str, Tensor] | None:
+    """Stage 0: whole float32 tensors by name (in float32 the parameters themselves). None: they are partitioned."""
+    if engine.zero_optimization_stage() > 0:
+        return None
+    if isinstance(engine.optimizer, torch.optim.Optimizer):
+        return dict(_trained(engine))
+    owner = {}
+    for parameters, masters in zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True):
+        owner |= {id(parameter): master for parameter, master in zip(parameters, masters, strict=True)}
+    return {name: owner[id(parameter)] for name, parameter in _trained(engine).items()}
+
+
+def _inner(engine: Engine) -> torch.optim.Optimizer:
+    """The torch.optim.AdamW under DeepSpeed's wrapper."""
+    wrapper = engine.optimizer
+    return wrapper if isinstance(wrapper, torch.optim.Optimizer) else wrapper.optimizer
+
+
+def _stepped(engine: Engine) -> list[Tensor]:
+    """The tensors AdamW keeps a state for on this rank: whole masters at stage 0, flat partitions above."""
+    masters = _masters(engine)
+    if masters is not None:
+        return list(masters.values())
+    for attribute in (
+        "fp32_partitioned_groups_flat",  # stage 3
+        "single_partition_of_fp32_groups",  # stages 1 and 2
+        "fp32_groups_flat_partition",  # stage 1 in bfloat16 with float32 accumulation
+    ):
+        if hasattr(engine.optimizer, attribute):
+            return list(getattr(engine.optimizer, attribute))
+    raise TypeError(
+        f"DeepSpeed wraps AdamW in {type(engine.optimizer).__name__}: its float32 partitions are unknown here"
+    )
+
+
+def _moments(engine: Engine) -> list[dict[str, Tensor]]:
+    return [_inner(engine).state[tensor] for tensor in _stepped(engine)]
+
+
+def _create_moments(engine: Engine) -> None:
+    """What AdamW creates at its first step, so that there is something to read, or to write into, before it."""
+    for tensor in _stepped(engine):
+        moments = _inner(engine).state[tensor]
+        if not moments:
+            moments["step"] = torch.tensor(0.0)
+            for name in MOMENTS:
+                moments[name] = torch.zeros_like(tensor)
+    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)  # stages 1 and 2 link them by name
+    if link is not None:
+        link()
+
+
+def _steps_taken(engine: Engine) -> int:
+    return int(_moments(engine)[0]["step"])
+
+
+# ---- the disk
+
+
+def _write(path: Path, layout: dict[str, tuple[torch.dtype, tuple[int, ...]]], tensors: Iterable[Tensor]) -> str:
+    """A safetensors file, tensor by tensor, and its sha256 from the same pass."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in (len(text).to_bytes(8, "little"), text):
+            file.write(piece)
+            digest.update(piece)
+        for tensor in tensors:
+            piece = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            file.write(piece)
+            digest.update(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _read(folder: Path, engine: Engine, kind: str) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of a file on every rank; rank 0 reads, the others are told."""
+    first = torch.distributed.get_rank() == 0
+    file = safe_open(folder / f"{kind}.safetensors", framework="pt") if first else None
+    for name, (dtype, shape) in _layout(engine, kind).items():
+        if file is not None:
+            value = file.get_tensor(name).to(engine.device)
+        else:
+            value = torch.empty(shape, dtype=dtype, device=engine.device)
+        torch.distributed.broadcast(value, src=0)
+        yield name, value
+
+
+def _check(folder: Path, engine: Engine) -> dict[str, Any]:
+    """The whole state.json, after every file proved to be what was written and what this model needs."""
+    record = _record(folder)
+    if record is None:
+        raise ValueError(f"{folder} has no sound state.json, so it is no checkpoint; take another step's folder")
+    if record["format"] != FORMAT:
+        raise ValueError(
+            f"{folder} has format {record.get('format')}, this code reads {FORMAT}; load it with its own version"
+        )
+    for name, written in record["files"].items():
+        with (folder / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != written["sha256"]:
+            raise ValueError(
+                f"{folder / name} has sha256 {found[:12]}, {written['sha256'][:12]} was written: the file is damaged; "
+                "remove this step's folder to go on from the one before"
+            )
+    for kind in ("parameters", *MOMENTS):
+        with safe_open(folder / f"{kind}.safetensors", framework="pt") as file:
+            held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        _compare(folder / f"{kind}.safetensors", held, _layout(engine, kind))
+    return record
+
+
+def _compare(
+    path: Path, held: dict[str, tuple[int, ...]], needed: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> None:
+    missing = [name for name in needed if name not in held]
+    unexpected = [name for name in held if name not in needed]
+    reshaped = [
+        f"{name} ({list(held[name])} in the file, {list(shape)} in the model)"
+        for name, (_, shape) in needed.items()
+        if name in held and held[name] != shape
+    ]
+    for fault, names in (("lacks", missing), ("has unexpected", unexpected), ("has other shapes:", reshaped)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(
+                f"{path} {fault} {', '.join(names[:3])}{more}: a checkpoint resumes the model that wrote it, parameter "
+                "by parameter; use the recipe of that run, or begin a new run"
+            )
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """state.json where it is whole and its files have their sizes, else None."""
+    try:
+        record = json.loads((folder / "state.json").read_text())
+        sizes = all((folder / name).stat().st_size == file["bytes"] for name, file in record["files"].items())
+        whole = sizes and {"format", "optimizer_step", "files", "state"} <= record.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if whole else None
+
+
+def _sound(checkpoints: Path) -> list[Path]:
+    return [
+        folder
+        for folder in checkpoints.glob("step-*")
+        if re.fullmatch(r"step-\d+", folder.name) and _record(folder) is not None
+    ]
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _sweep(checkpoints: Path) -> None:
+    """Remove what a killed save or prune left behind; hidden names are never checkpoints."""
+    for pattern in (".saving-*", ".old-*"):
+        for folder in checkpoints.glob(pattern):
+            shutil.rmtree(folder)

@@ -1,0 +1,57 @@
+"""One training from its recipe: find the built corpora, make the schedule, name the run's folder, train in it.
+
+<root>/trainings/<recipe>-<run key>/   the key hashes what changes the mathematics: recipe less execution, data digests
+  recipe.json code.txt plan.json checkpoints/ metrics.jsonl tensorboard/ samples/ done.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dataflow.build import write_atomically
+from pipelines import plan, recipe
+from pipelines.batching import RecordBatches
+from pipelines.step import Place, alone, cluster
+from pipelines.train import fit, prepare
+from pipelines.training import Training
+
+
+def train(training: Training, place: Place, *, recipe_name: str) -> Path:
+    """Train to the end, or find it trained; returns the run's folder. The same call resumes after anything.
+
+    Raises:
+        ValueError: corpora that are not built, a mixture that cannot be, a folder with another writer.
+    """
+    opened = tuple(plan.locate(training.mixture, place))
+    schedule = plan.schedule(training, [member.open() for member in opened])
+    run = plan.run_folder(training, schedule, place)
+    batches = RecordBatches(
+        schedule=schedule,
+        opened=opened,
+        architecture=training.architecture,
+        length=training.sequence_length,
+        seed=training.seed,
+    )
+    with alone(run / "lock", run.name):
+        if (run / "done.json").is_file():
+            print(f"{run.name}: already trained, nothing to do", flush=True)
+            return run
+        prepare(run, _description(training, recipe_name), training)
+        planned = {
+            "schedule": schedule.digest,
+            "positions": schedule.positions,
+            "mixture": plan.table(training, schedule),
+        }
+        write_atomically(run / "plan.json", json.dumps(planned, indent=1).encode())
+        print(f"{run.name}: training, {training.steps} steps of {training.batch} records", flush=True)
+        with cluster(place):
+            fit(training, run, batches, workers=place.workers, ray_address=place.ray_address)
+    return run
+
+
+def _description(training: Training, recipe_name: str) -> dict[str, object]:
+    """What recipe.json holds. `file` is where the classes of a recipe outside the house are found again."""
+    file, _, _ = recipe_name.rpartition(":")
+    outside = str(Path(file).expanduser().resolve()) if file.endswith(".py") else None
+    return {"recipe": recipe_name, "file": outside, "value": recipe.describe(training)}

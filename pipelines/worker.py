@@ -1,0 +1,263 @@
+"""What one rank does: the training loop. `train.py` starts it in Ray Train's processes; alone it needs a process group.
+
+Every number that decides something (where to resume, the counts a loss is divided by, whether to stop) is the same on
+all ranks; rank 0 alone writes. Nothing of a step depends on the step before but the weights and AdamW's moments, so a
+resumed run repeats the interrupted one to the last digit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import torch
+from torch import Tensor, distributed
+
+from dataflow.build import write_atomically
+from models.interface import Architecture
+from pipelines import checkpoint, zero
+from pipelines.batching import Micro
+from pipelines.step import alone
+from pipelines.train import Batches
+from pipelines.training import Training
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LEFTOVER_WRITER = 120.0  # seconds the ranks of a killed driver may take to go
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One optimizer step. Means and counts over all ranks and micro-batches; None: nothing of it was in the step."""
+
+    losses: dict[str, float | None]
+    total: float
+    counts: dict[str, int]
+    fed: dict[str, int]  # records each source gave
+    norm: float  # of the gradient, before clipping
+
+
+def work(config: dict[str, Any]) -> None:
+    """One rank's share of `train.fit`: Ray Train's entry. A rank that fails leaves its traceback in the attempt."""
+    try:
+        _work(**config)
+    except Exception:
+        (config["attempt"] / f"rank-{distributed.get_rank()}.txt").write_text(traceback.format_exc())
+        raise
+
+
+def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> None:
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    execution, steps = training.execution, training.steps
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before any collective: NCCL would meet on device 0
+    else:
+        torch.set_num_threads(1)
+    with contextlib.ExitStack() as stack:
+        if rank == 0:  # the ranks of a driver that was killed may still be writing
+            stack.enter_context(alone(run / "ray" / "lock", run.name, patience=LEFTOVER_WRITER))
+        architecture: Architecture = training.architecture.build()
+        digests = {
+            "batches": batches.digest,
+            "encoder": _digest(architecture.encoder.state_dict().items()),
+            "frozen": _digest((name, p) for name, p in architecture.module.named_parameters() if not p.requires_grad),
+        }
+        _agree(digests)
+        engine = zero.engine(
+            architecture.module,
+            training.optimizer,
+            execution,
+            rows_per_rank_micro=execution.micro_batch,
+            accumulation=max(1, math.ceil(training.batch / (world * execution.micro_batch))),
+        )
+        architecture.encoder.to(engine.device).eval().requires_grad_(False)
+        start, losses = _resume(run, engine, digests)
+
+        pool = ThreadPoolExecutor(1, "batches")
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # an error does not wait for data
+        journal = stack.enter_context(_journal(run, start)) if rank == 0 else None
+
+        def fetch(position: int) -> list[Micro]:
+            return batches(position, rank, world, execution.micro_batch)
+
+        coming = pool.submit(fetch, start) if start < steps else None
+        for position in range(start, steps):
+            began = time.perf_counter()
+            assert coming is not None
+            items = coming.result()
+            waited = time.perf_counter() - began
+            coming = pool.submit(fetch, position + 1) if position + 1 < steps else None
+            _seed(training.seed, position, rank)
+            rate = zero.rate(training.optimizer, position, steps)
+            outcome = _step(engine, architecture, items, batches.sources, position, rate)
+            losses = outcome.losses
+            if journal is not None:
+                seconds = {"seconds": time.perf_counter() - began, "data_seconds": waited}
+                journal.add(position + 1, outcome, rate, seconds, attempt)
+            if not math.isfinite(outcome.total + outcome.norm):
+                raise ValueError(
+                    f"step {position + 1}: losses {outcome.losses}, gradient norm {outcome.norm}: must be finite; "
+                    f"lower optimizer.learning_rate or optimizer.clip, or look at the records of position {position}; "
+                    "checkpoints of earlier steps are untouched"
+                )
+            if (position + 1) % execution.save_every == 0 or position + 1 == steps:
+                state = {"step": position + 1, "position": position + 1, "digests": digests, "losses": losses}
+                checkpoint.save(run / "checkpoints" / f"step-{position + 1:06d}", engine, state=state)
+                if rank == 0:
+                    checkpoint.prune(run / "checkpoints", execution.keep)
+        if rank == 0:
+            done = json.dumps({"steps": steps, "losses": losses}, indent=1) + "\n"
+            write_atomically(run / "done.json", done.encode())
+        distributed.barrier()
+
+
+def _step(
+    engine: zero.Engine,
+    architecture: Architecture,
+    items: list[Micro],
+    sources: tuple[str, ...],
+    position: int,
+    rate: float,
+) -> Outcome:
+    """Forward and backward over this rank's micro-batches, then one optimizer step.
+
+    The loss of the step is sum over modalities of weight * (sum over everything) / (count over everything), so how rows
+    are dealt to micro-batches and ranks does not show in it. DeepSpeed averages gradients over ranks: hence `world`.
+    """
+    world, device, weights = distributed.get_world_size(), engine.device, architecture.weights
+    counts = [architecture.counts(item.batch) for item in items]
+    learned = [sum(count[name] for count in counts) for name in weights]
+    given = [sum(item.fed[place] for item in items) for place in range(len(sources))]
+    table = torch.tensor([len(items), *learned, *given], device=device)
+    distributed.all_reduce(table)
+    everywhere, shared, fed = table[0].item(), table[1 : 1 + len(weights)].tolist(), table[1 + len(weights) :].tolist()
+    if everywhere != world * len(items) or not items:
+        raise ValueError(
+            f"position {position} gives this rank {len(items)} micro-batches and {world} ranks {everywhere} together: "
+            "every rank needs equally many, at least one; pad with micro-batches without targets"
+        )
+    factors = {name: weights[name] * world / max(count, 1) for name, count in zip(weights, shared, strict=True)}
+    sums = torch.zeros(len(weights), dtype=torch.float64, device=device)
+    for index, item in enumerate(items):
+        there = item.batch.to(device)
+        with torch.no_grad():
+            features = architecture.encoder(there.pictures)
+        losses: dict[str, Tensor] = engine(there, features, item.draw)
+        total = sum(losses[name].float() * factor for name, factor in factors.items())
+        assert isinstance(total, Tensor)
+        zero.backward(engine, total, last=index == len(items) - 1)
+        sums += torch.stack([losses[name].detach().double() for name in weights])
+    norm = zero.step(engine, rate)
+    distributed.all_reduce(sums)
+    pairs = zip(weights, sums.tolist(), shared, strict=True)
+    means = {name: value / count if count else None for name, value, count in pairs}
+    return Outcome(
+        losses=means,
+        total=sum(weights[name] * mean for name, mean in means.items() if mean is not None),
+        counts=dict(zip(weights, shared, strict=True)),
+        fed=_by_source(sources, fed),
+        norm=norm,
+    )
+
+
+def _by_source(sources: tuple[str, ...], fed: list[int]) -> dict[str, int]:
+    """Records by source; a source may stand in a mixture twice."""
+    return {source: sum(n for name, n in zip(sources, fed, strict=True) if name == source) for source in sources}
+
+
+def _resume(run: Path, engine: zero.Engine, digests: dict[str, str]) -> tuple[int, dict[str, float | None]]:
+    """Load the newest checkpoint. Returns the position to go on from and the losses at it; 0 and none at a beginning.
+
+    Raises:  ValueError when the checkpoint was made on other data, or beside other frozen weights.
+    """
+    newest = [str(checkpoint.latest(run / "checkpoints") or "")]
+    distributed.broadcast_object_list(newest, src=0, device=engine.device)
+    if not newest[0]:
+        return 0, {}
+    state = checkpoint.load(Path(newest[0]), engine)
+    for name, digest in digests.items():
+        if state["digests"][name] != digest:
+            raise ValueError(
+                f"{newest[0]} was made with {name} {state['digests'][name]}, this training has {name} {digest}: "
+                "a run resumes with what it was begun with; restore that, or take another run folder"
+            )
+    return state["position"], state["losses"]
+
+
+def _agree(digests: dict[str, str]) -> None:
+    """Refuse ranks that built different frozen weights or see different data: their gradients would be mixed."""
+    heard: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(heard, digests)
+    for rank, other in enumerate(heard):
+        for name, digest in heard[0].items():
+            if other[name] != digest:
+                raise ValueError(
+                    f"rank {rank} has {name} {other[name]}, rank 0 has {digest}: all ranks must build the same; "
+                    "take random weights from a seed in the config, and pin hub ids by revision"
+                )
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 of named tensors, to the last bit."""
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
+
+
+def _seed(seed: int, position: int, rank: int) -> None:
+    """Whatever draws from torch's global state (dropout in a pretrained part) is a function of the position, too."""
+    torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {position} {rank}".encode()).digest()[:8], "big") >> 1)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """metrics.jsonl, a line per step in full precision, and the same as TensorBoard scalars."""
+
+    lines: TextIO
+    board: SummaryWriter
+
+    def add(self, step: int, outcome: Outcome, rate: float, seconds: dict[str, float], attempt: Path) -> None:
+        """step: optimizer steps taken, this one included."""
+        line = {
+            "step": step,
+            "losses": outcome.losses,
+            "total": outcome.total,
+            "counts": outcome.counts,
+            "fed": outcome.fed,
+            "rate": rate,
+            "norm": outcome.norm,
+            **seconds,
+            "attempt": int(attempt.name.removeprefix("attempt-")),
+        }
+        self.lines.write(json.dumps(line) + "\n")
+        self.lines.flush()
+        scalars = {f"loss/{name}": loss for name, loss in outcome.losses.items() if loss is not None}
+        scalars |= {"total": outcome.total, "rate": rate, "norm": outcome.norm, **seconds}
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, step)
+
+
+@contextlib.contextmanager
+def _journal(run: Path, start: int) -> Iterator[Journal]:
+    """Append to the journal, from after its last whole line: a killed rank may have left half of one."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    path = run / "metrics.jsonl"
+    path.touch()
+    with path.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+    with path.open("a") as lines, SummaryWriter(str(run / "tensorboard"), purge_step=start + 1) as board:
+        yield Journal(lines, board)

@@ -1,0 +1,200 @@
+"""A small architecture with two branches, and batches for it: what the training tests run through real engines.
+
+Names no test framework: the tests' own processes and Ray's workers import it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from dataflow.mixture import Mixture
+from models.interface import Batch, Draw, Losses
+from pipelines import zero
+from pipelines.batching import Micro
+from pipelines.training import AdamW, Execution, Training
+
+WORDS, LENGTH, PIXELS = 11, 6, 4
+
+
+class Branches(nn.Module):
+    """Text from token to next token through a frozen tower, pictures from a learned start to their features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(WORDS, width)
+        self.tower = nn.Linear(width, width)
+        self.text = nn.Linear(width, WORDS)
+        self.start = nn.Parameter(torch.zeros(width))  # owned by the outermost module: ZeRO-3 must gather it there
+        self.picture = nn.Linear(width, 3 * PIXELS)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.tower.requires_grad_(False)
+
+    def forward(self, batch: Batch, features: Tensor, draw: Draw) -> Losses:
+        self.calls += 1
+        hidden = self.tower(torch.tanh(self.words(batch.ids)))
+        logits = self.text(hidden[:, :-1])
+        text = F.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
+        guess = self.picture(self.start + hidden[batch.row, -1])
+        noise = torch.zeros_like(guess)
+        for place in range(len(features)):
+            noise[place] = torch.rand(3 * PIXELS, generator=draw("noise", place))
+        picture = (guess - features.flatten(1) - 0.1 * noise).square().mean(-1)
+        learned = batch.target[:, 1:].flatten()
+        return Losses(sums={"text": (text * learned).sum(), "picture": picture[batch.answer].sum()})
+
+
+class Encoder(nn.Module):
+    """float32[P, 3, PIXELS] from pictures: the mean of every row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return pictures.mean(-1) * self.scale
+
+
+@dataclass
+class Built:
+    encoder: nn.Module
+    module: nn.Module
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return {"text": int(batch.target[:, 1:].sum()), "picture": int(batch.answer.sum())}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {"text": 1.0, "picture": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy:
+    seed: int = 0
+    width: int = 7  # odd, so that no parameter divides evenly among ranks
+    extra: bool = False  # one more trained parameter, used by nothing
+    broken_rank: int | None = None  # this rank cannot build it
+
+    def build(self) -> Built:
+        if self.broken_rank is not None and distributed.get_rank() == self.broken_rank:
+            raise ValueError("no weights\nat tests/toy")
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            module = Branches(self.width)
+            if self.extra:
+                module.register_parameter("extra", nn.Parameter(torch.zeros(3)))
+            return Built(encoder=Encoder(), module=module)
+
+
+def item(position: int, rows: range) -> Micro:
+    """These rows of a position. Only even rows hold a picture, so with two ranks one of them never sees any."""
+    ids, pictures, owners = [], [], []
+    for place, row in enumerate(rows):
+        generator = torch.Generator().manual_seed(1000 * position + row)
+        ids.append(torch.randint(WORDS, (LENGTH,), generator=generator))
+        if row % 2 == 0:
+            pictures.append(torch.rand(3, PIXELS, PIXELS, generator=generator))
+            owners.append((place, row))
+    batch = Batch(
+        ids=torch.stack(ids),
+        document=torch.ones(len(ids), LENGTH, dtype=torch.int64),
+        position=torch.arange(LENGTH).expand(len(ids), -1),
+        target=torch.stack(ids) > 2,
+        pictures=torch.stack(pictures) if pictures else torch.zeros(0, 3, PIXELS, PIXELS),
+        row=torch.tensor([place for place, _ in owners], dtype=torch.int64),
+        start=torch.zeros(len(owners), dtype=torch.int64),
+        answer=torch.ones(len(owners), dtype=torch.bool),
+    )
+
+    def draw(purpose: str, picture: int) -> torch.Generator:
+        return torch.Generator().manual_seed(7_000_000 + 1000 * position + owners[picture][1])
+
+    return Micro(batch=batch, draw=draw, fed=(len(rows),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of a position dealt to the ranks in turn, `micro_batch` at a time."""
+
+    batch: int
+    digest: str = "rows"
+    sources: tuple[str, ...] = ("toys",)
+    signals: tuple[tuple[int, int], ...] = ()  # (position, signal): rank 0 sends it to the driver's group there, once
+    driver: int = 0  # the driver's process group
+    marks: str = ""  # a folder that remembers which signals were sent
+
+    def __call__(self, position: int, rank: int, world: int, micro_batch: int) -> list[Micro]:
+        for place, number in self.signals:
+            mark = Path(self.marks) / f"sent-{number}"
+            if (place, rank) == (position, 0) and not mark.exists():
+                mark.touch()
+                os.killpg(self.driver, number)
+                threading.Event().wait()  # until whoever ends the ranks does
+        mine = range(rank, self.batch, world)
+        return [item(position, mine[place : place + micro_batch]) for place in range(0, len(mine), micro_batch)]
+
+
+def training(*, steps: int, batch: int = 8, clip: float = 1.0, toy: Toy | None = None, **execution: Any) -> Training:
+    """A training of the toy."""
+    return Training(
+        name="toy",
+        architecture=toy or Toy(),
+        mixture=Mixture(groups=()),
+        optimizer=AdamW(learning_rate=0.02, eps=1e-4, weight_decay=0.01, warmup_steps=2, clip=clip),
+        batch=batch,
+        steps=steps,
+        sequence_length=LENGTH,
+        execution=Execution(**execution),
+    )
+
+
+def engine(built: Built, training: Training) -> zero.Engine:
+    """The toy under ZeRO, on the ranks there are."""
+    zero.PERSISTENT = 0  # so that stage 3 parts even a toy's parameters
+    micro_batch = training.execution.micro_batch
+    items = Rows(batch=training.batch)(0, 0, distributed.get_world_size(), micro_batch)
+    return zero.engine(
+        built.module,
+        training.optimizer,
+        training.execution,
+        rows_per_rank_micro=micro_batch,
+        accumulation=len(items),
+    )
+
+
+def advance(
+    engine: zero.Engine, built: Built, training: Training, positions: range
+) -> tuple[list[list[float]], list[float]]:
+    """Train on these positions, by hand. Returns the mean losses (text, picture) and the gradient norm of each step."""
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    losses, norms = [], []
+    for position in positions:
+        counts = built.counts(item(position, range(training.batch)).batch)
+        items = Rows(batch=training.batch)(position, rank, world, training.execution.micro_batch)
+        seen = torch.zeros(2, dtype=torch.float64)
+        for index, micro in enumerate(items):
+            features = built.encoder(micro.batch.pictures).to(zero.DTYPES[training.execution.dtype])
+            sums = engine(micro.batch, features, micro.draw)
+            parts = [built.weights[name] * sums[name] * world / counts[name] for name in built.weights]
+            zero.backward(engine, parts[0] + parts[1], last=index == len(items) - 1)
+            seen += torch.stack([sums[name].detach().double() / counts[name] for name in built.weights])
+        norms.append(zero.step(engine, zero.rate(training.optimizer, position, training.steps)))
+        distributed.all_reduce(seen)
+        losses.append(seen.tolist())
+    return losses, norms
+
+
+def weights(engine: zero.Engine) -> dict[str, Tensor]:
+    """The trained parameters, whole, as the model computes with them."""
+    trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+    gathered = zero.library().zero.GatheredParameters
+    with gathered(list(trained.values()), enabled=engine.zero_optimization_stage() == 3):
+        return {name: p.detach().clone().float() for name, p in trained.items()}
