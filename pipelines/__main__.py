@@ -1,0 +1,316 @@
+"""The command: `interlace VERB ...`. Words become values, relative paths absolute ones, errors one line.
+
+Exit codes: 0 done; 1 the command ran and the answer is no (verify); 2 what was asked cannot be done; 130 interrupted.
+Heavy imports happen inside the verbs that need them: `list`, `show` and `--help` load neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dataflow.mixture import Mixture
+from dataflow.roots import Roots
+from pipelines import recipe
+from pipelines.corpus import Corpus
+from pipelines.step import HOUSE, Place
+from pipelines.training import Training
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(words)
+    try:
+        code = options.run(options, words)
+    except (ValueError, OSError) as error:
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        print(f"interlace: {_one_line(error)}{notes}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interlace: interrupted; the same command goes on from here", file=sys.stderr)
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The grammar of the command."""
+    top = _Parser(prog="interlace", description="Raw corpora in, one exact mixture, trained unified models out.")
+    verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    mini = _verb(verbs, "mini", _mini, "the whole line in miniature: corpora, training, pictures, a report")
+    _root(mini)
+    _workers(mini)
+    mini.add_argument("--data-only", type=_path, metavar="DIR", help="only write the miniature corpora to DIR")
+
+    _verb(verbs, "list", _list, "recipes, a line each")
+
+    show = _verb(verbs, "show", _show, "one recipe as JSON, with the keys of what it builds")
+    _recipe(show)
+
+    build = _verb(verbs, "build", _build, "build the corpora of a recipe that are not built yet")
+    _recipe(build)
+    _data(build)
+    _root(build)
+    _workers(build)
+    build.add_argument("--rehash", action="store_true", help="believe no size or mtime: read every input file again")
+    _cluster(build)
+
+    verify = _verb(verbs, "verify", _verify, "hash a built corpus again; exit 1 names what differs")
+    verify.add_argument("folder", type=_path, metavar="DIR", help="a folder under ROOT/corpora")
+
+    train = _verb(verbs, "train", _train, "train a recipe on built corpora; the same command resumes")
+    _recipe(train)
+    _data(train)
+    _root(train)
+    _workers(train)
+    _cluster(train)
+
+    sample = _verb(verbs, "sample", _sample, "let a trained run answer in text and pictures")
+    sample.add_argument("folder", type=_path, metavar="RUN", help="a folder under ROOT/trainings")
+    sample.add_argument("prompt", nargs="?", help="what the user says")
+    sample.add_argument("--prompts", type=_path, metavar="FILE", help="a prompt per line instead")
+    sample.add_argument("--answer", choices=("picture", "text", "free"), default="free", help="what to answer with")
+    sample.add_argument("--image", type=_path, metavar="FILE", action="append", default=[], help="a picture to show it")
+    sample.add_argument(
+        "--visualizer", type=_path, metavar="RUN", help="the run that paints; by default found beside it"
+    )
+    sample.add_argument("--seed", type=int, default=0, help="of the paint's noise")
+    sample.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance of the paint")
+    sample.add_argument("--steps", type=_count, default=50, help="denoising steps of the paint")
+    sample.add_argument("--max-tokens", type=_count, default=128, help="longest answer")
+
+    report = _verb(verbs, "report", _report, "a page about corpora and runs that opens without a network")
+    report.add_argument("folders", type=_path, nargs="+", metavar="DIR", help="corpora and runs")
+    report.add_argument("--out", type=_path, default=Path("report.html").absolute(), metavar="FILE")
+    return top
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    made = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    made.set_defaults(run=run, verb=name)
+    return made
+
+
+def _recipe(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", help="module:function or path/to/file.py:function; `interlace list` shows the house's")
+    verb.add_argument(
+        "--set", dest="assignments", action="append", default=[], metavar="FIELD=VALUE", help="change a field, by path"
+    )
+
+
+def _data(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="a folder per source, or where one source or picture root lies",
+    )
+
+
+def _root(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--root", type=_path, default=Path("runs").absolute(), help="where we write (default: runs/)")
+
+
+def _workers(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--workers", type=_count, default=2, help="Ray workers of a build, ranks of a CPU training")
+    verb.add_argument("--ray-address", metavar="HOST:PORT", help="a running cluster (default: a private local one)")
+
+
+def _cluster(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--cluster", choices=("local",), help="run as a job there instead of in this process")
+    verb.add_argument("--dry-run", action="store_true", help="with --cluster: print the job and stop")
+
+
+def _mini(options: argparse.Namespace, words: list[str]) -> int:
+    from pipelines import mini
+
+    if options.data_only is not None:
+        mini.data(options.data_only)
+    else:
+        mini.run(_place(options))
+    return 0
+
+
+def _list(options: argparse.Namespace, words: list[str]) -> int:
+    recipes = list(recipe.listing())
+    width = max(len(name) for name, _ in recipes)
+    for name, line in recipes:
+        print(f"{name:{width}}  {line}")
+    return 0
+
+
+def _show(options: argparse.Namespace, words: list[str]) -> int:
+    value = _value(options)
+    shown = {"recipe": options.recipe, "value": recipe.describe(value)}
+    corpora = _corpora(value)
+    if corpora:
+        shown["recipe_keys"] = {corpus.name: corpus.recipe_key() for corpus in corpora}
+    print(json.dumps(shown, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _build(options: argparse.Namespace, words: list[str]) -> int:
+    value = _value(options)
+    if options.cluster:
+        return _submit(options, words)
+    from pipelines import corpus, plan
+
+    place = _place(options)
+    mixture = value.mixture if isinstance(value, Training) else value
+    if isinstance(mixture, Mixture):
+        _all_there(mixture, place)
+        for opened in plan.build(mixture, place, rehash=options.rehash):
+            print(opened.corpus)
+    else:
+        print(corpus.build(_wanted(mixture, Corpus, options), place, rehash=options.rehash))
+    return 0
+
+
+def _verify(options: argparse.Namespace, words: list[str]) -> int:
+    from dataflow import index
+
+    checked, wrong = 0, 0
+    for name, problem in index.verify(options.folder):
+        checked += 1
+        if problem:
+            wrong += 1
+            print(f"{options.folder / name} {problem}")
+    print(
+        f"{options.folder.name}: {checked} files, {wrong} wrong"
+        if wrong
+        else f"{options.folder.name}: {checked} files, all as built"
+    )
+    return 1 if wrong else 0
+
+
+def _train(options: argparse.Namespace, words: list[str]) -> int:
+    value = _wanted(_value(options), Training, options)
+    if options.cluster:
+        return _submit(options, words)
+    from pipelines import runs
+
+    print(runs.train(value, _place(options), recipe_name=options.recipe))
+    return 0
+
+
+def _sample(options: argparse.Namespace, words: list[str]) -> int:
+    if (options.prompt is None) == (options.prompts is None):
+        raise ValueError("sample wants a PROMPT or --prompts FILE, one of them")
+    from pipelines import sample
+
+    prompts = [options.prompt] if options.prompts is None else options.prompts.read_text().splitlines()
+    settings = sample.Settings(
+        answer=options.answer,
+        seed=options.seed,
+        guidance=options.guidance,
+        steps=options.steps,
+        max_tokens=options.max_tokens,
+    )
+    for answer in sample.answers(options.folder, prompts, options.image, settings, visualizer=options.visualizer):
+        print(answer.line())
+    return 0
+
+
+def _report(options: argparse.Namespace, words: list[str]) -> int:
+    from pipelines import report
+
+    print(report.write(options.out, options.folders))
+    return 0
+
+
+def _submit(options: argparse.Namespace, words: list[str]) -> int:
+    """Hand the same command, less the cluster, to the cluster; with --dry-run show what would be handed over."""
+    from clusters.job import Job
+    from clusters.local import Local
+
+    kept = _without(words, "--cluster")
+    name = f"{options.verb}-{options.recipe.rpartition('/')[2]}".lower()
+    job = Job(
+        name="".join(letter if letter.isalnum() else "-" for letter in name)[:47],
+        command=(sys.executable, "-m", "pipelines", *(word for word in kept if word != "--dry-run")),
+        folder=Path.cwd(),
+        environment={"PYTHONPATH": os.pathsep.join(filter(None, [str(HOUSE), os.environ.get("PYTHONPATH")]))},
+    )
+    if options.dry_run:
+        print(Local().render(job))
+        return 0
+    return Local().run(job)
+
+
+def _without(words: list[str], option: str) -> list[str]:
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word == option:
+            skip = True
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return kept
+
+
+def _value(options: argparse.Namespace) -> Any:
+    return recipe.override(recipe.load(options.recipe), options.assignments)
+
+
+def _wanted(value: Any, kind: type, options: argparse.Namespace) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"{options.recipe} is a {type(value).__name__}, {options.verb} wants a {kind.__name__}")
+    return value
+
+
+def _corpora(value: Any) -> list[Corpus]:
+    mixture = value.mixture if isinstance(value, Training) else value
+    if isinstance(mixture, Mixture):
+        return [member.corpus for member in mixture.members]
+    return [mixture] if isinstance(mixture, Corpus) else []
+
+
+def _all_there(mixture: Mixture, place: Place) -> None:
+    """Fail on the first source without a folder before anything is built."""
+    for member in mixture.members:
+        place.roots.source(member.corpus.source.name)
+
+
+def _place(options: argparse.Namespace) -> Place:
+    return Place(
+        root=options.root,
+        roots=Roots.parse(getattr(options, "data", [])),
+        workers=options.workers,
+        ray_address=options.ray_address,
+    )
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
+    return int(text)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

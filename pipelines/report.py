@@ -1,0 +1,166 @@
+"""One page about corpora and runs, whole in itself: it opens from disk with no network. Every caption is escaped."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from dataflow import index
+from dataflow.build import write_atomically
+from dataflow.index import BuiltCorpus
+from dataflow.media import decoded
+from dataflow.record import Record
+
+_TEMPLATE = Path(__file__).with_name("report.html")
+_THUMBNAIL = 96  # pixels of the longer side
+_EXAMPLES = 8  # records shown of each corpus
+_WIDTH, _HEIGHT, _MARGIN = 420, 180, 40  # of a plot, in pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One loss over steps, ready to draw: points in plot pixels and the values at its ends."""
+
+    name: str
+    points: str
+    low: float
+    high: float
+    last: float
+    steps: int
+
+
+def write(page: Path, folders: Sequence[Path], *, pictures: Sequence[tuple[str, Path]] = ()) -> Path:
+    """Write the page about these folders; returns its path.
+
+    Args:
+        folders: built corpora and runs.
+        pictures: (caption, PNG) shown under a heading of their own.
+    Raises:
+        ValueError: a folder that is neither a corpus nor a run.
+    """
+    corpora, runs = [], []
+    for folder in folders:
+        if (folder / "manifest.json").is_file():
+            corpora.append(_corpus(folder))
+        elif (folder / "recipe.json").is_file():
+            runs.append(_run(folder))
+        else:
+            raise ValueError(
+                f"{folder} is neither a built corpus nor a run: it has no manifest.json and no recipe.json"
+            )
+    shown = [{"caption": caption, "uri": _uri(path.read_bytes(), "png")} for caption, path in pictures]
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    html = environment.from_string(_TEMPLATE.read_text()).render(
+        corpora=corpora, runs=runs, pictures=shown, width=_WIDTH, height=_HEIGHT, margin=_MARGIN
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(page, html.encode())
+    return page
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, one per step, the last attempt's where one was repeated; a torn last line is left out."""
+    steps: dict[int, dict[str, Any]] = {}
+    path = run / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            metrics = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        steps[metrics["step"]] = metrics
+    return [steps[step] for step in sorted(steps)]
+
+
+def _corpus(folder: Path) -> dict[str, Any]:
+    corpus = BuiltCorpus(folder)
+    return {
+        "name": corpus.name,
+        "counts": corpus.manifest["counts"],
+        "shards": len(corpus.manifest["shards"]),
+        "megabytes": sum(shard["size"] for shard in corpus.manifest["shards"]) / 1e6,
+        "digest": corpus.manifest["root_digest"],
+        "tasks": corpus.tasks,
+        "drops": index.drops(folder),
+        "examples": [_example(corpus.record(place)) for place in _spread(len(corpus), _EXAMPLES)],
+    }
+
+
+def _example(record: Record) -> dict[str, Any]:
+    turns = []
+    for role, parts in record.turns:
+        shown = [{"uri": _thumbnail(record, part)} if isinstance(part, int) else {"text": part} for part in parts]
+        turns.append({"role": role, "parts": shown})
+    return {"key": record.key, "task": record.task, "turns": turns}
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    metrics = read_metrics(folder)
+    plan = json.loads((folder / "plan.json").read_bytes()) if (folder / "plan.json").is_file() else {"mixture": []}
+    fed: dict[str, int] = {}
+    for line in metrics:
+        for source, count in line["fed"].items():
+            fed[source] = fed.get(source, 0) + count
+    total = sum(fed.values())
+    mixture = [
+        {**row, "fed": fed.get(row["source"], 0), "fed_share": fed.get(row["source"], 0) / total if total else 0.0}
+        for row in plan["mixture"]
+    ]
+    names = sorted(metrics[0]["losses"]) if metrics else []
+    return {
+        "name": folder.name,
+        "done": (folder / "done.json").is_file(),
+        "steps": len(metrics),
+        "seconds": sum(line["seconds"] for line in metrics),
+        "waiting": sum(line["data_seconds"] for line in metrics),
+        "mixture": mixture,
+        "curves": [_curve(name, [line["losses"][name] for line in metrics], len(metrics)) for name in names],
+        "samples": _samples(folder),
+    }
+
+
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "samples" / "samples.jsonl"
+    found = []
+    for line in islice(path.open() if path.is_file() else (), 60):
+        sample = json.loads(line)
+        parts = [
+            {"uri": _uri((folder / "samples" / part["picture"]).read_bytes(), "png")} if "picture" in part else part
+            for part in sample["parts"]
+        ]
+        found.append({**sample, "parts": parts})
+    return found
+
+
+def _curve(name: str, values: Sequence[float | None], steps: int) -> Curve:
+    """A step without targets of this kind has no value and no point."""
+    known = [(step, value) for step, value in enumerate(values) if value is not None and math.isfinite(value)]
+    low, high = min((value for _, value in known), default=0.0), max((value for _, value in known), default=1.0)
+    across, up = (_WIDTH - 2 * _MARGIN) / max(1, steps - 1), (_HEIGHT - 2 * _MARGIN) / ((high - low) or 1.0)
+    points = [f"{_MARGIN + step * across:.1f},{_HEIGHT - _MARGIN - (value - low) * up:.1f}" for step, value in known]
+    last = known[-1][1] if known else math.nan
+    return Curve(name=name, points=" ".join(points), low=low, high=high, last=last, steps=steps)
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    return [place * count // wanted for place in range(wanted)] if count > wanted else list(range(count))
+
+
+def _thumbnail(record: Record, picture: int) -> str:
+    image = decoded(record.media[picture])
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return _uri(buffer.getvalue(), "jpeg")
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

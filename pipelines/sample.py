@@ -1,0 +1,207 @@
+"""A trained run answers: text, pictures, or both. Pictures are predicted as vision tokens; another run paints them.
+
+<run>/samples/0000.png ...   one file per painted picture
+<run>/samples/samples.jsonl  a line per answer: prompt, parts, files, step, settings
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from PIL import Image
+from safetensors.torch import load_file
+
+from dataflow import media
+from models.configs import MetaMorph, Visualizer
+from models.metamorph import generate
+from models.visualizer import LatentEncoder, paint, tokens_of
+from pipelines import checkpoint, recipe
+from pipelines.batching import pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to answer. guidance and steps are the paint's; max_tokens bounds the text."""
+
+    answer: Literal["picture", "text", "free"] = "free"
+    seed: int = 0
+    guidance: float = 2.0
+    steps: int = 50
+    max_tokens: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """One answer: its parts in order, text or the file of a painted picture."""
+
+    prompt: str
+    parts: tuple[str | Path, ...]
+
+    def line(self) -> str:
+        """For the terminal."""
+        return f"{self.prompt} -> {' '.join(str(part) for part in self.parts)}"
+
+
+class Run:
+    """A run's folder with the architecture of its recipe and the weights of its newest checkpoint, on one device.
+
+    Raises:
+        ValueError: no run there, no checkpoint yet, or weights that are not of this architecture.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config, self.data_seed = read_config(folder)
+        newest = checkpoint.latest(folder / "checkpoints")
+        if newest is None:
+            raise ValueError(f"{folder} has no checkpoint yet: train it first")
+        self.step = int(newest.name.rpartition("-")[2])
+        self.architecture: Any = self.config.build()
+        weights = load_file(newest / "parameters.safetensors")
+        missing, unexpected = self.architecture.module.load_state_dict(weights, strict=False)
+        trained = {name for name, parameter in self.architecture.module.named_parameters() if parameter.requires_grad}
+        if unexpected or trained & set(missing):
+            wrong = sorted(unexpected) + sorted(trained & set(missing))
+            raise ValueError(f"{newest} does not fit {type(self.config).__name__}: {', '.join(wrong[:3])} differ")
+        self.architecture.module.eval()
+
+    @cached_property
+    def vision(self) -> str:
+        """Digest of the frozen encoder: tokens of one run mean something only to runs with the same."""
+        encoder = self.architecture.encoder
+        return (encoder.vision if isinstance(encoder, LatentEncoder) else encoder).digest()
+
+
+def read_config(folder: Path) -> tuple[Any, int]:
+    """The architecture and the seed of a run's recipe, nothing built.
+
+    Raises:
+        ValueError: no run there.
+    """
+    try:
+        stored = json.loads((folder / "recipe.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder} is no run: it has no recipe.json; give a folder under ROOT/trainings") from None
+    training = recipe.rebuild(stored["value"], stored["file"])
+    return training.architecture, training.seed
+
+
+def answers(
+    folder: Path, prompts: Sequence[str], images: Sequence[Path], settings: Settings, *, visualizer: Path | None = None
+) -> Iterator[Sampled]:
+    """Answer each prompt, shown the same pictures; every answer is saved before it is given.
+
+    Args:
+        folder: a MetaMorph run. visualizer: the run that paints; by default one beside it with the same vision encoder.
+    Raises:
+        ValueError: a run that cannot answer, a picture that does not open, no run to paint with.
+    """
+    config, _ = read_config(folder)
+    if not isinstance(config, MetaMorph):
+        raise ValueError(
+            f"{folder.name} is a {type(config).__name__}: it does not answer prompts; sample a MetaMorph run"
+        )
+    run = Run(folder)
+    painter: Run | None = None
+    shown = [_shown(path, run.config.picture) for path in images]
+    stacked = torch.stack(shown) if shown else torch.zeros(0, 3, run.config.picture, run.config.picture)
+    layout = run.config.layout()
+    for prompt in prompts:
+        turns = [("user", (*range(len(shown)), prompt))]
+        # a bare request is phrased as in training; a question about a picture is left as it is
+        task = "text_to_image" if settings.answer == "picture" and not shown else "image_qa"
+        document = layout.prompt(turns, task=task, key=prompt, answer=settings.answer)
+        with torch.inference_mode():
+            said = generate(
+                run.architecture,
+                layout,
+                document,
+                stacked,
+                answer=settings.answer,
+                max_tokens=settings.max_tokens,
+            )
+        parts: list[str | Path] = []
+        for part in said.parts:
+            if isinstance(part, str):
+                parts.append(part)
+                continue
+            painter = painter or Run(visualizer or find_visualizer(run))
+            if painter.vision != run.vision:
+                raise ValueError(f"{painter.folder.name} was trained on another vision encoder than {run.folder.name}")
+            parts.append(_save(run, _painted(painter, part[None], settings)[0]))
+        sampled = Sampled(prompt=prompt, parts=tuple(parts))
+        _record(run, sampled, images, settings)
+        yield sampled
+
+
+def repaint(visualizer: Run, pictures: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """Pictures through encoder and paint: what the visualizer alone can do.
+
+    Args:    pictures: float32[K, 3, H, W] in 0..1.
+    Returns: float32[K, 3, h, w] in 0..1.
+    """
+    with torch.inference_mode():
+        tokens = tokens_of(visualizer.architecture.encoder(pictures))
+    return _painted(visualizer, tokens, settings)
+
+
+def find_visualizer(run: Run) -> Path:
+    """The newest finished visualizer run beside this one that reads the same vision tokens; says which it took.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for done in sorted(run.folder.parent.glob("*/done.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        config, _ = read_config(done.parent)
+        if isinstance(config, Visualizer) and config.vision == run.config.vision and config.grid == run.config.grid:
+            print(f"painting with {done.parent.name}", flush=True)
+            return done.parent
+    raise ValueError(
+        f"no finished visualizer beside {run.folder} reads its tokens: train one, or give --visualizer RUN"
+    )
+
+
+def save_png(picture: torch.Tensor, path: Path) -> Path:
+    """Write float32[3, H, W] in 0..1 as PNG."""
+    array = rearrange(picture.mul(255).round().to(torch.uint8), "c h w -> h w c").numpy()
+    Image.fromarray(array).save(path)
+    return path
+
+
+def _painted(visualizer: Run, tokens: torch.Tensor, settings: Settings) -> torch.Tensor:
+    with torch.inference_mode():
+        return paint(
+            visualizer.architecture, tokens, seed=settings.seed, steps=settings.steps, guidance=settings.guidance
+        )
+
+
+def _shown(path: Path, side: int) -> torch.Tensor:
+    try:
+        return pixels(media.picture(path.read_bytes()), side)
+    except media.Corrupt as problem:
+        raise ValueError(f"--image {path}: {problem}") from None
+
+
+def _save(run: Run, picture: torch.Tensor) -> Path:
+    folder = run.folder / "samples"
+    folder.mkdir(exist_ok=True)
+    taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdigit()]
+    return save_png(picture, folder / f"{max(taken, default=-1) + 1:04d}.png")
+
+
+def _record(run: Run, sampled: Sampled, images: Sequence[Path], settings: Settings) -> None:
+    folder = run.folder / "samples"
+    folder.mkdir(exist_ok=True)
+    parts = [{"picture": part.name} if isinstance(part, Path) else {"text": part} for part in sampled.parts]
+    shown = [{"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in images]
+    line = {"prompt": sampled.prompt, "shown": shown, "parts": parts, "step": run.step, "settings": asdict(settings)}
+    with (folder / "samples.jsonl").open("a") as stream:
+        stream.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,0 +1,39 @@
+"""What tests of several rooms share: a small world of real pictures, and the command as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dataflow import mini
+
+HOUSE = Path(__file__).resolve().parent.parent
+Interlace = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Miniature corpora in their upstream layouts: 300 / 100 / 40 rows. Read-only: copy it before you change a row."""
+    folder = tmp_path_factory.mktemp("world")
+    mini.write(folder, rows=mini.Sizes(cambrian=300, metaclip=100, instruct_pix2pix=40))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def interlace() -> Interlace:
+    """Run the command in a process of its own; its output is captured as text."""
+
+    def run(*words: str | Path, cwd: Path = HOUSE, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(HOUSE), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pipelines", *map(str, words)]
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+        if expect is not None:
+            assert done.returncode == expect, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run

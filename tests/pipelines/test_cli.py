@@ -1,0 +1,162 @@
+"""The command as its user meets it: every mistake is one line with a cure and exit code 2, every answer has a code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from webdataset import compat
+
+from pipelines.step import HOUSE
+
+Interlace = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def built(world: Path, tmp_path_factory: pytest.TempPathFactory, interlace: Interlace) -> Path:
+    """A root with the corpora of the miniature mixture."""
+    root = tmp_path_factory.mktemp("root")
+    interlace("build", "mixtures:mini", "--data", world, "--root", root)
+    return root
+
+
+def test_list_names_every_recipe_with_its_line(interlace: Interlace) -> None:
+    lines = interlace("list").stdout.splitlines()
+    assert any(line.startswith("metamorph:tiny ") and "MetaMorph in miniature" in line for line in lines)
+
+
+def test_show_prints_json_with_recipe_keys(interlace: Interlace) -> None:
+    shown = json.loads(interlace("show", "mixtures:mini").stdout)
+    assert set(shown["recipe_keys"]) == {"cambrian", "metaclip", "instruct_pix2pix"}
+    changed = json.loads(interlace("show", "corpora:cambrian", "--set", "rows_per_shard=7").stdout)
+    assert changed["value"]["rows_per_shard"] == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["build", "corpora:cambrain", "--data", "."], "did you mean cambrian"),
+        (["build", "corpora:cambrian", "--data", "/no/such/folder"], "no folder /no/such/folder"),
+        (["build", "corpora:cambrian"], "where is cambrian? give --data"),
+        (["build", "corpora:cambrian", "--data", "."], "no folder"),
+        (["build", "corpora:cambrian", "--data", ".", "--set", "rows_per_shrd=1"], "did you mean rows_per_shard"),
+        (["build", "corpora:cambrian", "--data", "WORLD", "--set", "rows_per_shard=0"], "use 1 to 10000"),
+        (["build", "corpora:cambrian", "--workers", "0"], "must be a whole number from 1"),
+        (["build", "corpora:cambrian", "--data", "WORLD", "--ray-address", "127.0.0.1:1"], "no cluster answers"),
+        (["train", "metamorph:tiny", "--root", "EMPTY"], "cambrian is not built under EMPTY: run interlace build"),
+        (["train", "corpora:cambrian"], "corpora:cambrian is a Corpus, train wants a Training"),
+        (["verify", "EMPTY"], "no manifest.json"),
+        (["sample", "EMPTY", "a cat"], "is no run"),
+        (["sample", "EMPTY"], "wants a PROMPT or --prompts FILE"),
+        (["report", "EMPTY"], "neither a built corpus nor a run"),
+        (["bake", "bread"], "invalid choice: 'bake'"),
+        ([], "required: COMMAND"),
+        (["train", "metamorph:tiny", "--cluster", "moon"], "invalid choice: 'moon'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(
+    words: list[str], told: str, world: Path, tmp_path: Path, interlace: Interlace
+) -> None:
+    places = {"WORLD": str(world), "EMPTY": str(tmp_path)}
+    said = interlace(*(places.get(word, word) for word in words), cwd=HOUSE / "tests", expect=2)
+    assert said.stderr.count("\n") == 1, said.stderr
+    assert told.replace("EMPTY", str(tmp_path)) in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_verify_passes_and_then_names_the_shard_of_one_changed_byte(
+    built: Path, tmp_path: Path, interlace: Interlace
+) -> None:
+    corpus = tmp_path / "copy"
+    shutil.copytree(next((built / "corpora").glob("cambrian-*")), corpus)
+    assert "all as built" in interlace("verify", corpus).stdout
+    shard = corpus / "00001.tar"
+    data = bytearray(shard.read_bytes())
+    data[5000] ^= 1
+    shard.write_bytes(data)
+    said = interlace("verify", corpus, expect=1).stdout
+    assert f"{shard} is not the bytes that were built" in said
+    assert "1 wrong" in said
+
+
+def test_webdataset_opens_what_was_built(built: Path) -> None:
+    shards = sorted(str(path) for path in (built / "corpora").glob("*/*.tar"))
+    samples = list(compat.WebDataset(shards, shardshuffle=False))
+    assert len(samples) == 296 + 100 + 40
+    assert all("json" in sample for sample in samples)
+
+
+def test_any_number_of_workers_writes_the_same_bytes(
+    built: Path, world: Path, tmp_path: Path, interlace: Interlace
+) -> None:
+    interlace("build", "mixtures:mini", "--data", world, "--root", tmp_path, "--workers", "1")
+    for folder in sorted((built / "corpora").glob("*-*")):
+        other = tmp_path / "corpora" / folder.name
+        for path in sorted(folder.iterdir()):
+            assert (other / path.name).read_bytes() == path.read_bytes(), path
+
+
+def test_data_may_lie_apart_and_paths_are_taken_from_where_one_stands(
+    world: Path, tmp_path: Path, interlace: Interlace
+) -> None:
+    (tmp_path / "elsewhere").symlink_to(world / "metaclip")
+    words = ("build", "corpora:metaclip", "--data", "metaclip=elsewhere", "--root", "out")
+    said = interlace(*words, cwd=tmp_path)
+    assert Path(said.stdout.splitlines()[-1]).is_relative_to(tmp_path / "out" / "corpora")
+
+
+def test_a_dry_run_prints_the_job_and_touches_nothing(tmp_path: Path, interlace: Interlace) -> None:
+    words = ("train", "metamorph:tiny", "--root", tmp_path / "out", "--cluster", "local", "--dry-run")
+    said = interlace(*words).stdout
+    assert f"-m pipelines train metamorph:tiny --root {tmp_path / 'out'}" in said
+    assert "--cluster" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_on_the_local_cluster_is_the_same_command(world: Path, tmp_path: Path, interlace: Interlace) -> None:
+    words = ("build", "corpora:metaclip", "--data", world, "--root", tmp_path, "--cluster", "local")
+    assert "100 records kept" in interlace(*words).stdout
+    assert "already built" in interlace(*words).stdout
+
+
+def test_a_full_line_of_metamorph_trains_samples_and_reports(built: Path, tmp_path: Path, interlace: Interlace) -> None:
+    """Two steps each: the wiring, not the learning."""
+    short = ("--set", "steps=2", "--set", "batch=4", "--set", "execution.micro_batch=2")
+    painting = interlace("train", "metamorph:tiny_visualizer", "--root", built, *short).stdout.splitlines()[-1]
+    speaking = interlace(
+        "train", "metamorph:tiny", "--root", built, *short, "--set", "execution.zero_stage=3"
+    ).stdout.splitlines()[-1]
+    said = interlace("sample", speaking, "a small blue triangle", "--answer", "picture", "--steps", "2").stdout
+    picture = Path(said.splitlines()[-1].rpartition(" -> ")[2])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"painting with {Path(painting).name}" in said
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What is this?\nAnd this?\n")
+    words = ("sample", speaking, "--prompts", prompts, "--image", picture, "--answer", "text", "--max-tokens", "4")
+    assert len(interlace(*words).stdout.splitlines()) == 2
+    refused = interlace("sample", painting, "a cat", expect=2)
+    assert "it does not answer prompts" in refused.stderr
+    unreadable = tmp_path / "page.png"
+    unreadable.write_text("<html>")
+    assert "web page" in interlace("sample", speaking, "what?", "--image", unreadable, expect=2).stderr
+    page = tmp_path / "page.html"
+    interlace("report", speaking, painting, next((built / "corpora").glob("cambrian-*")), "--out", page)
+    text = page.read_text()
+    assert text.count("<svg") == 3
+    assert "http://" not in text and "https://" not in text
+    with Path(speaking, "metrics.jsonl").open() as stream:
+        fed = [json.loads(line)["fed"] for line in stream]
+    assert [sum(line.values()) for line in fed] == [4, 4]
+
+
+def test_the_installed_command_is_the_module() -> None:
+    script = Path(sys.executable).with_name("interlace")
+    assert script.is_file(), "the package is not installed: make install"
+    said = subprocess.run([script, "list"], capture_output=True, text=True, env=os.environ, check=True)
+    assert "metamorph:tiny" in said.stdout
