@@ -66,6 +66,11 @@ def members(record: Record) -> dict[str, bytes]:
     return {**pictures, "json": to_json(record)}
 
 
+def size(record: Record) -> int:
+    """Bytes that a record takes in a shard, headers and padding included."""
+    return sum(map(len, _pieces(record)))
+
+
 def write(records: Iterable[Record], path: Path, number: int) -> Shard:
     """Write one shard and its .idx beside it; both are on the disk, fsynced, when this returns.
 

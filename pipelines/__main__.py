@@ -53,6 +53,11 @@ def parser() -> argparse.ArgumentParser:
     show = _verb(verbs, "show", _show, "one recipe as JSON, with the keys of what it builds")
     _recipe(show)
 
+    check = _verb(verbs, "check", _check, "read some rows of every source, write nothing: kept, drops and why")
+    _recipe(check)
+    _data(check)
+    check.add_argument("--rows", type=_count, default=1000, help="input rows to read of each source")
+
     build = _verb(verbs, "build", _build, "build the corpora of a recipe that are not built yet")
     _recipe(build)
     _data(build)
@@ -161,6 +166,25 @@ def _show(options: argparse.Namespace, words: list[str]) -> int:
     if corpora:
         shown["recipe_keys"] = {corpus.name: corpus.recipe_key() for corpus in corpora}
     print(json.dumps(shown, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _check(options: argparse.Namespace, words: list[str]) -> int:
+    from dataflow import index
+    from pipelines import corpus
+
+    place = Place(root=Path("runs").absolute(), roots=Roots.parse(options.data))
+    corpora = _corpora(_value(options))
+    for each in corpora:
+        found = corpus.check(each, place, rows=options.rows)
+        dropped = len(found.ledger) - sum(row.outcome == "kept" for row in found.ledger)
+        average = found.bytes / found.kept / 1000 if found.kept else 0
+        print(
+            f"{found.name}: {len(found.ledger)} rows read, {found.kept} records kept, {dropped} rows dropped; "
+            f"{average:.1f} kB a record on disk"
+        )
+        for drop in index.tally(found.ledger):
+            print(f"  {drop.rows} {drop.outcome}: {drop.example.reason}  ({drop.example.file} row {drop.example.row})")
     return 0
 
 

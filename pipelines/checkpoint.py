@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dataflow.build import sync_folder, write_atomically
@@ -98,6 +99,15 @@ def load(folder: Path, engine: Engine) -> dict[str, Any]:
     for moments in _moments(engine):
         moments["step"].fill_(record["optimizer_step"])
     return record["state"]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """What is trained, whole and float32, and the persistent buffers: for use without an engine.
+
+    Raises:  ValueError when the folder is no checkpoint of this format or the file is not what was written.
+    """
+    _sound_record(folder, "parameters.safetensors")
+    return load_file(folder / "parameters.safetensors")
 
 
 def latest(checkpoints: Path) -> Path | None:
@@ -297,6 +307,16 @@ def _read(folder: Path, engine: Engine, kind: str) -> Iterator[tuple[str, Tensor
 
 def _check(folder: Path, engine: Engine) -> dict[str, Any]:
     """The whole state.json, after every file proved to be what was written and what this model needs."""
+    record = _sound_record(folder)
+    for kind in ("parameters", *MOMENTS):
+        with safe_open(folder / f"{kind}.safetensors", framework="pt") as file:
+            held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        _compare(folder / f"{kind}.safetensors", held, _layout(engine, kind))
+    return record
+
+
+def _sound_record(folder: Path, *names: str) -> dict[str, Any]:
+    """The whole state.json, after these files, all of them by default, proved to be what was written."""
     record = _record(folder)
     if record is None:
         raise ValueError(f"{folder} has no sound state.json, so it is no checkpoint; take another step's folder")
@@ -304,18 +324,14 @@ def _check(folder: Path, engine: Engine) -> dict[str, Any]:
         raise ValueError(
             f"{folder} has format {record.get('format')}, this code reads {FORMAT}; load it with its own version"
         )
-    for name, written in record["files"].items():
+    for name in names or record["files"]:
         with (folder / name).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != written["sha256"]:
+        if found != (written := record["files"][name]["sha256"]):
             raise ValueError(
-                f"{folder / name} has sha256 {found[:12]}, {written['sha256'][:12]} was written: the file is damaged; "
+                f"{folder / name} has sha256 {found[:12]}, {written[:12]} was written: the file is damaged; "
                 "remove this step's folder to go on from the one before"
             )
-    for kind in ("parameters", *MOMENTS):
-        with safe_open(folder / f"{kind}.safetensors", framework="pt") as file:
-            held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        _compare(folder / f"{kind}.safetensors", held, _layout(engine, kind))
     return record
 
 

@@ -7,16 +7,19 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dataflow import index, media, readers, shards
-from dataflow.build import ShardJob, read_receipt, receipt_path, sync_folder, write_atomically
+from dataflow.build import LedgerRow, ShardJob, read_receipt, receipt_path, sync_folder, write_atomically
 from dataflow.readers import Split
 from pipelines.recipe import describe, key
 from pipelines.step import Place, Progress, alone, cluster, each, finished
+
+_CHECKED_FILES = 10  # at most, of a corpus that is only looked into
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,45 @@ def build(corpus: Corpus, place: Place, *, rehash: bool = False) -> Path:
                 raise ValueError(f"input of {corpus.source.name} changed while it was read: build again")
         _finish(work, final)
     return final
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What some rows of a corpus would give: nothing was written. bytes: of the kept records as they lie in a shard."""
+
+    name: str
+    ledger: tuple[LedgerRow, ...]
+    kept: int
+    bytes: int
+
+
+def check(corpus: Corpus, place: Place, *, rows: int) -> Checked:
+    """Read up to `rows` input rows, spread over the input files, in this process, and write nothing.
+
+    Raises:
+        ValueError: input that is not there.
+    """
+    found = inputs(corpus, place)
+    folder = place.roots.source(corpus.source.name)
+    job = ShardJob(
+        source=corpus.source,
+        filters=corpus.filters,
+        roots=place.roots,
+        recipe_key=corpus.recipe_key(),
+        earlier={},
+    )
+    files = found.files[:: max(1, len(found.files) // _CHECKED_FILES)][:_CHECKED_FILES]
+    share = math.ceil(rows / len(files))
+    size = min(corpus.rows_per_shard, share)
+    ledger: list[LedgerRow] = []
+    kept, weight = 0, 0
+    for file in files:
+        for number, split in enumerate(readers.splits(folder, file, size)[: share // size]):
+            records, read = job.preview(split, number)
+            ledger += read
+            kept += len(records)
+            weight += sum(shards.size(record) for record in records)
+    return Checked(name=corpus.name, ledger=tuple(ledger), kept=kept, bytes=weight)
 
 
 def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, rehash: bool) -> None:

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from PIL import Image
-from safetensors.torch import load_file
 
 from dataflow import media
 from models.configs import MetaMorph, Visualizer
@@ -59,18 +58,13 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config, self.data_seed = read_config(folder)
+        self.config = read_config(folder)
         newest = checkpoint.latest(folder / "checkpoints")
         if newest is None:
             raise ValueError(f"{folder} has no checkpoint yet: train it first")
         self.step = int(newest.name.rpartition("-")[2])
         self.architecture: Any = self.config.build()
-        weights = load_file(newest / "parameters.safetensors")
-        missing, unexpected = self.architecture.module.load_state_dict(weights, strict=False)
-        trained = {name for name, parameter in self.architecture.module.named_parameters() if parameter.requires_grad}
-        if unexpected or trained & set(missing):
-            wrong = sorted(unexpected) + sorted(trained & set(missing))
-            raise ValueError(f"{newest} does not fit {type(self.config).__name__}: {', '.join(wrong[:3])} differ")
+        _take(self.architecture.module, checkpoint.weights(newest), newest)
         self.architecture.module.eval()
 
     @cached_property
@@ -80,8 +74,19 @@ class Run:
         return (encoder.vision if isinstance(encoder, LatentEncoder) else encoder).digest()
 
 
-def read_config(folder: Path) -> tuple[Any, int]:
-    """The architecture and the seed of a run's recipe, nothing built.
+def _take(module: torch.nn.Module, weights: dict[str, torch.Tensor], origin: Path) -> None:
+    """Put weights into a module; all that is trained must be among them, and nothing else but buffers."""
+    needed = {name: tuple(parameter.shape) for name, parameter in module.named_parameters() if parameter.requires_grad}
+    known = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wrong = [name for name, tensor in weights.items() if known.get(name) != tuple(tensor.shape)]
+    wrong += [name for name in needed if name not in weights]
+    if wrong:
+        raise ValueError(f"{origin} does not fit the architecture of its recipe: {', '.join(sorted(wrong)[:3])} differ")
+    module.load_state_dict(weights, strict=False)
+
+
+def read_config(folder: Path) -> Any:
+    """The architecture of a run's recipe, nothing built.
 
     Raises:
         ValueError: no run there.
@@ -90,8 +95,7 @@ def read_config(folder: Path) -> tuple[Any, int]:
         stored = json.loads((folder / "recipe.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} is no run: it has no recipe.json; give a folder under ROOT/trainings") from None
-    training = recipe.rebuild(stored["value"], stored["file"])
-    return training.architecture, training.seed
+    return recipe.rebuild(stored["value"], stored["file"]).architecture
 
 
 def answers(
@@ -104,7 +108,7 @@ def answers(
     Raises:
         ValueError: a run that cannot answer, a picture that does not open, no run to paint with.
     """
-    config, _ = read_config(folder)
+    config = read_config(folder)
     if not isinstance(config, MetaMorph):
         raise ValueError(
             f"{folder.name} is a {type(config).__name__}: it does not answer prompts; sample a MetaMorph run"
@@ -160,7 +164,7 @@ def find_visualizer(run: Run) -> Path:
         ValueError: there is none.
     """
     for done in sorted(run.folder.parent.glob("*/done.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        config, _ = read_config(done.parent)
+        config = read_config(done.parent)
         if isinstance(config, Visualizer) and config.vision == run.config.vision and config.grid == run.config.grid:
             print(f"painting with {done.parent.name}", flush=True)
             return done.parent

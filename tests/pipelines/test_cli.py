@@ -70,6 +70,14 @@ def test_a_mistake_is_one_line_and_exit_2(
     assert "Traceback" not in said.stderr
 
 
+def test_check_reads_rows_and_tells_what_would_be_dropped(world: Path, tmp_path: Path, interlace: Interlace) -> None:
+    said = interlace("check", "mixtures:mini", "--data", world, cwd=tmp_path).stdout
+    assert "cambrian: 300 rows read, 296 records kept, 4 rows dropped" in said
+    assert "1 pictures but 2 <image> in the text  (jsons/Cambrian7M_withsystemprompt.jsonl row 51)" in said
+    assert "metaclip: 100 rows read, 100 records kept, 0 rows dropped" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_verify_passes_and_then_names_the_shard_of_one_changed_byte(
     built: Path, tmp_path: Path, interlace: Interlace
 ) -> None:
@@ -153,6 +161,12 @@ def test_a_full_line_of_metamorph_trains_samples_and_reports(built: Path, tmp_pa
     with Path(speaking, "metrics.jsonl").open() as stream:
         fed = [json.loads(line)["fed"] for line in stream]
     assert [sum(line.values()) for line in fed] == [4, 4]
+    weights = Path(speaking, "checkpoints", "step-000002", "parameters.safetensors")
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    refused = interlace("sample", speaking, "a cat", expect=2)
+    assert f"{weights} has sha256" in refused.stderr and "the file is damaged" in refused.stderr
 
 
 def test_the_installed_command_is_the_module() -> None:
