@@ -46,7 +46,7 @@ class Sampled:
 
     def line(self) -> str:
         """For the terminal."""
-        return f"{self.prompt} -> {' '.join(str(part) for part in self.parts)}"
+        return " ".join(f"{self.prompt} -> {' '.join(str(part) for part in self.parts)}".split())
 
 
 class Run:

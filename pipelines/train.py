@@ -21,6 +21,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,14 +235,14 @@ def _squeezed(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _progress(metrics: Path, steps: int) -> Iterator[None]:
-    """Print a line for the newest step, at most one a second, from what rank 0 appends to metrics.jsonl."""
+    """Print the newest step of what rank 0 appends to metrics.jsonl: every second on a terminal, else every ten."""
     start = metrics.read_bytes().rfind(b"\n") + 1 if metrics.exists() else 0
     ended = threading.Event()
 
     def follow() -> None:
         position, newest = start, b""
         while True:
-            last = ended.wait(1.0)
+            last = ended.wait(1.0 if sys.stdout.isatty() else 10.0)
             if metrics.exists():
                 with metrics.open("rb") as file:
                     file.seek(position)

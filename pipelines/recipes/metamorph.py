@@ -15,7 +15,7 @@ def tiny() -> Training:
     """MetaMorph in miniature: 1 M parameters, 16 tokens a picture, two CPU workers under ZeRO-2.
 
     Run:     interlace train metamorph:tiny
-    Cost:    see README, measured by make mini
+    Cost:    80 s of steps and 15 s of start on two cores (make mini, 2026-11-22)
     Expect:  both losses fall and answers have the form of the corpus; colours and shapes take far longer than this
     """
     return Training(
@@ -38,7 +38,7 @@ def tiny_visualizer() -> Training:
     """The visualizer in miniature: a small UNet paints 32 px pictures from 16 SigLIP tokens.
 
     Run:     interlace train metamorph:tiny_visualizer
-    Cost:    see README, measured by make mini
+    Cost:    105 s of steps and 15 s of start on two cores (make mini, 2026-11-22)
     Expect:  the loss falls under 0.1; light backgrounds with blobs of colour, shapes take far longer than this
     """
     return Training(
