@@ -15,7 +15,7 @@ test: $(READY)  ## every test
 check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright --level error
+	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
