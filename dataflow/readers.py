@@ -139,7 +139,7 @@ def _jsonl_rows(data: bytes, split: Split) -> Iterator[Row]:
         except UnicodeDecodeError as error:
             yield Row(number, None, f"line is not UTF-8: byte {error.start}")
         except json.JSONDecodeError as error:
-            yield Row(number, None, f"line is not JSON: {error.msg} at character {error.pos}")
+            yield Row(number, None, f"line is not JSON: {error.msg} (character {error.pos})")
         except RecursionError:
             yield Row(number, None, "line is not JSON we read: nested too deeply")
         except ValueError:

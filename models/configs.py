@@ -36,6 +36,12 @@ class Llama:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
 
+    def __post_init__(self) -> None:
+        if min(self.width, self.layers, self.heads, self.kv_heads, self.ffn) < 1:
+            raise ValueError(f"{self}: sizes are 1 or more")
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise ValueError(f"{self}: heads must divide width, and kv_heads divide heads")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Siglip:
@@ -48,6 +54,12 @@ class Siglip:
     heads: int
     ffn: int
     seed: int = 0  # the frozen weights are a function of it, so that every rank and run sees the same features
+
+    def __post_init__(self) -> None:
+        if min(self.picture, self.patch, self.width, self.layers, self.heads, self.ffn) < 1:
+            raise ValueError(f"{self}: sizes are 1 or more")
+        if self.picture % self.patch or self.width % self.heads:
+            raise ValueError(f"{self}: patch must divide picture, and heads divide width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +77,10 @@ class UNet:
     condition_width: int  # of the cross-attention
     heads: int
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"  # Stable Diffusion 1.5 predicts epsilon
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.attends) or self.picture % 2 ** (len(self.channels) - 1):
+            raise ValueError(f"{self}: attends has a value per scale, and every scale but the first halves the picture")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +104,9 @@ class MetaMorph:
     head: Literal["linear", "mlp"] = "linear"  # "a projection layer", section 2.1; the released scripts use mlp
     vision_coefficient: float = 1.0  # of the cosine loss, metamorph_llama.py
     seed: int = 0  # of the weights that start at random
+
+    def __post_init__(self) -> None:
+        _check_grid(self.grid, self.vision)
 
     version: ClassVar[int] = 1
     tasks: ClassVar[tuple[str, ...]] = (
@@ -137,6 +156,11 @@ class Visualizer:
     condition_dropout: float = 0.7  # whole condition replaced by zeros, appendix A
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _check_grid(self.grid, self.vision)
+        if not 0 <= self.condition_dropout <= 1:
+            raise ValueError(f"condition_dropout={self.condition_dropout}: a probability is 0 to 1")
+
     version: ClassVar[int] = 1
     tasks: ClassVar[tuple[str, ...]] = (
         "image_qa",
@@ -167,6 +191,12 @@ class Visualizer:
         from models.visualizer import build
 
         return build(self)
+
+
+def _check_grid(grid: int, vision: Siglip | Pretrained) -> None:
+    """Tokens are made fewer, never more; a pretrained encoder's own grid is not known before it is loaded."""
+    if grid < 1 or (isinstance(vision, Siglip) and grid > vision.picture // vision.patch):
+        raise ValueError(f"grid={grid}: use 1 to the encoder's patches a side")
 
 
 def vision_pixels(vision: Siglip | Pretrained) -> int:

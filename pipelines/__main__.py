@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,17 +26,26 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and exit with its code."""
     words = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(words)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         code = options.run(options, words)
-    except (ValueError, OSError) as error:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 0
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"interlace: {_one_line(error)}{notes}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interlace: interrupted; the same command goes on from here", file=sys.stderr)
         code = 130
-    sys.stdout.flush()
     sys.exit(code)
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
     _verb(verbs, "list", _list, "recipes, a line each")
 
-    show = _verb(verbs, "show", _show, "one recipe as JSON, with the keys of what it builds")
+    show = _verb(verbs, "show", _show, "one recipe as JSON, with the recipe keys of its corpora")
     _recipe(show)
 
     check = _verb(verbs, "check", _check, "read some rows of every source, write nothing: kept, drops and why")
@@ -79,16 +89,18 @@ def parser() -> argparse.ArgumentParser:
     sample = _verb(verbs, "sample", _sample, "let a trained run answer in text and pictures")
     sample.add_argument("folder", type=_path, metavar="RUN", help="a folder under ROOT/trainings")
     sample.add_argument("prompt", nargs="?", help="what the user says")
-    sample.add_argument("--prompts", type=_path, metavar="FILE", help="a prompt per line instead")
-    sample.add_argument("--answer", choices=("picture", "text", "free"), default="free", help="what to answer with")
-    sample.add_argument("--image", type=_path, metavar="FILE", action="append", default=[], help="a picture to show it")
+    sample.add_argument("--prompts", type=_file, metavar="FILE", help="a prompt per line instead")
+    sample.add_argument(
+        "--answer", choices=("picture", "text", "free"), default="free", help="free (the default): the model decides"
+    )
+    sample.add_argument("--image", type=_file, metavar="FILE", action="append", default=[], help="a picture to show it")
     sample.add_argument(
         "--visualizer", type=_path, metavar="RUN", help="the run that paints; by default found beside it"
     )
-    sample.add_argument("--seed", type=int, default=0, help="of the paint's noise")
-    sample.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance of the paint")
-    sample.add_argument("--steps", type=_count, default=50, help="denoising steps of the paint")
-    sample.add_argument("--max-tokens", type=_count, default=128, help="longest answer")
+    sample.add_argument("--seed", type=int, default=0, help="of the paint's noise (0)")
+    sample.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance of the paint (2.0)")
+    sample.add_argument("--steps", type=_count, default=50, help="denoising steps of the paint (50)")
+    sample.add_argument("--max-tokens", type=_count, default=128, help="longest answer (128)")
 
     report = _verb(verbs, "report", _report, "a page about corpora and runs that opens without a network")
     report.add_argument("folders", type=_path, nargs="+", metavar="DIR", help="corpora and runs")
@@ -174,7 +186,9 @@ def _check(options: argparse.Namespace, words: list[str]) -> int:
     from pipelines import corpus
 
     place = Place(root=Path("runs").absolute(), roots=Roots.parse(options.data))
-    corpora = _corpora(_value(options))
+    value = _value(options)
+    if not (corpora := _corpora(value)):
+        raise ValueError(f"{options.recipe} is a {type(value).__name__}, it has no corpora: see interlace list")
     for each in corpora:
         found = corpus.check(each, place, rows=options.rows)
         dropped = len(found.ledger) - sum(row.outcome == "kept" for row in found.ledger)
@@ -190,7 +204,7 @@ def _check(options: argparse.Namespace, words: list[str]) -> int:
 
 def _build(options: argparse.Namespace, words: list[str]) -> int:
     value = _value(options)
-    if options.cluster:
+    if options.cluster or options.dry_run:
         return _submit(options, words)
     from pipelines import corpus, plan
 
@@ -224,7 +238,7 @@ def _verify(options: argparse.Namespace, words: list[str]) -> int:
 
 def _train(options: argparse.Namespace, words: list[str]) -> int:
     value = _wanted(_value(options), Training, options)
-    if options.cluster:
+    if options.cluster or options.dry_run:
         return _submit(options, words)
     from pipelines import runs
 
@@ -237,7 +251,10 @@ def _sample(options: argparse.Namespace, words: list[str]) -> int:
         raise ValueError("sample wants a PROMPT or --prompts FILE, one of them")
     from pipelines import sample
 
-    prompts = [options.prompt] if options.prompts is None else options.prompts.read_text().splitlines()
+    lines = [options.prompt] if options.prompts is None else options.prompts.read_text().splitlines()
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError("there is no prompt: give some words, or a file with a prompt per line")
     settings = sample.Settings(
         answer=options.answer,
         seed=options.seed,
@@ -262,6 +279,8 @@ def _submit(options: argparse.Namespace, words: list[str]) -> int:
     from clusters.job import Job
     from clusters.local import Local
 
+    if not options.cluster:
+        raise ValueError("--dry-run prints the job that --cluster NAME would run: give --cluster too")
     kept = _without(words, "--cluster")
     name = f"{options.verb}-{options.recipe.rpartition('/')[2]}".lower()
     job = Job(
@@ -294,7 +313,9 @@ def _value(options: argparse.Namespace) -> Any:
 
 def _wanted(value: Any, kind: type, options: argparse.Namespace) -> Any:
     if not isinstance(value, kind):
-        raise ValueError(f"{options.recipe} is a {type(value).__name__}, {options.verb} wants a {kind.__name__}")
+        raise ValueError(
+            f"{options.recipe} is a {type(value).__name__}, {options.verb} wants a {kind.__name__}: see interlace list"
+        )
     return value
 
 
@@ -324,8 +345,14 @@ def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def _file(text: str) -> Path:
+    if not (path := _path(text)).is_file():
+        raise argparse.ArgumentTypeError(f"no file {path}; give an existing one")
+    return path
+
+
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
     return int(text)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ def inputs(corpus: Corpus, place: Place, *, rehash: bool = False) -> Inputs:
     """
     if not 1 <= corpus.rows_per_shard <= 10_000:
         raise ValueError(f"rows_per_shard={corpus.rows_per_shard}: a key holds 4 digits of row; use 1 to 10000")
+    if not re.fullmatch("[a-z][a-z0-9_]*", corpus.source.name):
+        raise ValueError(f"source name {corpus.source.name!r}: use lower case letters, digits and '_'")
     folder = place.roots.source(corpus.source.name)
     files = tuple(corpus.source.files(folder))
     if rehash:
@@ -80,26 +83,29 @@ def folder_of(corpus: Corpus, place: Place, found: Inputs) -> Path:
 
 
 def locate(corpus: Corpus, place: Place) -> Path:
-    """The finished corpus of this recipe: for the input under `--data` when one is declared, else the only one there.
+    """The finished corpus of this recipe, of the input under `--data` where that is declared, else the only one there.
 
     Raises:
-        ValueError: none is finished, or several are and no `--data` tells them apart.
+        ValueError: none is finished, or several differ and no `--data` tells them apart.
     """
+    same = [folder for folder in _built(corpus, place) if _manifest(folder)["recipe_key"] == corpus.recipe_key()]
     declared = place.roots.base is not None or corpus.source.name in place.roots.named
     if declared:
         folder = folder_of(corpus, place, inputs(corpus, place))
         if (folder / "manifest.json").is_file():
             return folder
+        if same:
+            raise ValueError(f"input of {corpus.source.name} changed since it was built: run interlace build again")
         raise ValueError(_unbuilt(corpus, place))
-    same = [folder for folder in _built(corpus, place) if _manifest(folder)["recipe_key"] == corpus.recipe_key()]
-    if len(same) == 1:
-        return same[0]
     if not same:
         raise ValueError(f"{_unbuilt(corpus, place)} and --data")
-    names = ", ".join(folder.name for folder in same)
-    raise ValueError(
-        f"{corpus.source.name} is built {len(same)} times under {place.root} ({names}): say which by --data"
-    )
+    if len({_manifest(folder)["root_digest"] for folder in same}) > 1:
+        names = ", ".join(folder.name for folder in same)
+        raise ValueError(
+            f"{corpus.source.name} is built from {len(same)} different inputs under {place.root} ({names}): "
+            "say which input is meant by --data DIR, as for the build"
+        )
+    return same[-1]  # the same bytes, whichever input they came from
 
 
 def _unbuilt(corpus: Corpus, place: Place) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def _answer(speaking: Path, painting: Path, folders: list[Path]) -> list[tuple[s
         drawn = sample.Settings(answer="picture", guidance=1.0)  # its condition is too young to be exaggerated
         for answer in sample.answers(speaking, PROMPTS, [], drawn, visualizer=painting):
             print(answer.line(), flush=True)
-        asked = _ask(speaking, _validation(folders, "image_qa", _QUESTIONS))
+        with tempfile.TemporaryDirectory() as asking:
+            asked = _ask(speaking, _validation(folders, "image_qa", _QUESTIONS), Path(asking))
         shown = _repaint(painting, _validation(folders, "text_to_image", _REPAINTED), speaking / "samples")
         marker.write_text(json.dumps({"asked": asked, "pictures": shown}))
     stored = json.loads(marker.read_bytes())
@@ -83,13 +85,11 @@ def _answer(speaking: Path, painting: Path, folders: list[Path]) -> list[tuple[s
     return [(caption, marker.parent / name) for caption, name in stored["pictures"]]
 
 
-def _ask(speaking: Path, records: list[Record]) -> tuple[int, int]:
+def _ask(speaking: Path, records: list[Record], folder: Path) -> tuple[int, int]:
     """How many first answers of records equal what the run says, and how many were asked."""
     right = 0
-    shown = speaking / "samples" / "shown"
-    shown.mkdir(parents=True, exist_ok=True)
     for record in records:
-        picture = shown / f"{record.key}.{record.media[0].extension}"
+        picture = folder / f"{record.key}.{record.media[0].extension}"
         picture.write_bytes(record.media[0].data)
         question = " ".join(part for part in record.turns[0][1] if isinstance(part, str))
         wanted = " ".join(part for part in record.turns[1][1] if isinstance(part, str))

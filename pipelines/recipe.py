@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import pkgutil
 import sys
 import traceback
@@ -42,7 +43,14 @@ def load(name: str) -> Any:
     functions = _functions(module)
     if function_name not in functions:
         raise ValueError(f"recipe {name!r}: {module_name} has no {function_name}{nearest(function_name, functions)}")
-    return functions[function_name]()
+    function = functions[function_name]
+    needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    if needed or inspect.iscoroutinefunction(function):
+        raise ValueError(f"recipe {name!r}: a recipe is a plain function without parameters")
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"recipe {name!r} fails: {type(error).__name__}: {error}") from error
 
 
 def listing() -> Iterator[tuple[str, str]]:
@@ -154,7 +162,7 @@ def _file(path: Path) -> types.ModuleType:
         sys.path.append(str(path.parent))  # a recipe may import the files beside it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file: whatever it raises is shown as one line with its place
+    except (Exception, SystemExit) as error:  # a user's file: whatever it raises is shown as one line with its place
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         place = f" line {lines[-1]}" if lines else ""
@@ -174,7 +182,7 @@ def _replaced(value: Any, path: list[str], text: str, assignment: str) -> Any:
     name, rest = path[0], path[1:]
     if isinstance(value, tuple):
         names = [str(getattr(item, "name", place)) for place, item in enumerate(value)]
-        if name not in names and not (name.isdigit() and int(name) < len(value)):
+        if name not in names and not (name.isascii() and name.isdigit() and int(name) < len(value)):
             raise ValueError(f"--set {assignment}: no item {name!r}{nearest(name, names)}")
         place = names.index(name) if name in names else int(name)
         if not rest:
@@ -189,7 +197,10 @@ def _replaced(value: Any, path: list[str], text: str, assignment: str) -> Any:
     if rest:
         return dataclasses.replace(value, **{name: _replaced(current, rest, text, assignment)})
     annotation = typing.get_type_hints(type(value))[name]
-    return dataclasses.replace(value, **{name: _typed(annotation, text, assignment)})
+    try:
+        return dataclasses.replace(value, **{name: _typed(annotation, text, assignment)})
+    except ValueError as error:
+        raise ValueError(f"{error}; it is {current!r} now") from None
 
 
 def _typed(annotation: Any, text: str, assignment: str) -> Any:
@@ -206,16 +217,18 @@ def _typed(annotation: Any, text: str, assignment: str) -> Any:
             return text.lower() == "true"
         elif option in (int, float):
             try:
-                return option(text)
+                number = option(text)
             except ValueError:
                 continue
+            if math.isfinite(number):
+                return number
         elif option is str:
             return text
         elif typing.get_origin(option) is tuple:
             inside = typing.get_args(option)
             pieces = [piece for piece in text.strip("()[] ").split(",") if piece.strip()]
             kinds = [inside[0]] * len(pieces) if inside[-1] is ... else list(inside)
-            if len(kinds) == len(pieces) and all(kind in (int, float, str) for kind in kinds):
+            if len(kinds) == len(pieces) and all(kind in (int, float, str, bool) for kind in kinds):
                 return tuple(_typed(kind, piece.strip(), assignment) for kind, piece in zip(kinds, pieces, strict=True))
     wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
     raise ValueError(f"--set {assignment}: {text!r} is not {str(wanted).replace('typing.', '')}")

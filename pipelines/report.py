@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
@@ -23,6 +23,7 @@ from dataflow.record import Record
 _TEMPLATE = Path(__file__).with_name("report.html")
 _THUMBNAIL = 96  # pixels of the longer side
 _EXAMPLES = 8  # records shown of each corpus
+_KINDS = {".png": "png", ".jpg": "jpeg"}
 _WIDTH, _HEIGHT, _MARGIN = 420, 180, 40  # of a plot, in pixels
 
 
@@ -50,9 +51,9 @@ def write(page: Path, folders: Sequence[Path], *, pictures: Sequence[tuple[str, 
     corpora, runs = [], []
     for folder in folders:
         if (folder / "manifest.json").is_file():
-            corpora.append(_corpus(folder))
+            corpora.append(_undamaged(_corpus, folder))
         elif (folder / "recipe.json").is_file():
-            runs.append(_run(folder))
+            runs.append(_undamaged(_run, folder))
         else:
             raise ValueError(
                 f"{folder} is neither a built corpus nor a run: it has no manifest.json and no recipe.json"
@@ -65,6 +66,14 @@ def write(page: Path, folders: Sequence[Path], *, pictures: Sequence[tuple[str, 
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, html.encode())
     return page
+
+
+def _undamaged(about: Callable[[Path], dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """What the function tells about a folder of ours; a file in it that is not what we write is one clear error."""
+    try:
+        return about(folder)
+    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"a file in {folder} is damaged ({type(error).__name__}: {error}): restore it") from None
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -133,11 +142,18 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
     for line in islice(path.open() if path.is_file() else (), 60):
         sample = json.loads(line)
         parts = [
-            {"uri": _uri((folder / "samples" / part["picture"]).read_bytes(), "png")} if "picture" in part else part
+            {"uri": _kept(folder / "samples", part["picture"])} if "picture" in part else part
             for part in sample["parts"]
         ]
-        found.append({**sample, "parts": parts})
+        shown = [{"uri": _kept(folder / "samples" / "shown", picture["copy"])} for picture in sample["shown"]]
+        found.append({**sample, "parts": parts, "shown": shown})
     return found
+
+
+def _kept(folder: Path, name: str) -> str:
+    """A picture beside the samples; whatever the name says, none from elsewhere."""
+    file = folder / Path(name).name
+    return _uri(file.read_bytes(), _KINDS[file.suffix])
 
 
 def _curve(name: str, values: Sequence[float | None], steps: int) -> Curve:

@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 from dataflow.build import write_atomically
-from pipelines import plan, recipe
+from pipelines import checkpoint, plan, recipe
 from pipelines.batching import RecordBatches
 from pipelines.step import Place, alone, cluster
 from pipelines.train import fit, prepare
@@ -37,20 +39,25 @@ def train(training: Training, place: Place, *, recipe_name: str) -> Path:
         if (run / "done.json").is_file():
             print(f"{run.name}: already trained, nothing to do", flush=True)
             return run
-        prepare(run, _description(training, recipe_name), training)
+        description = _description(training, recipe_name)
+        prepare(run, description, training)
+        if description["file"]:
+            shutil.copyfile(description["file"], run / "recipe.py")  # code.txt tells of the house alone
         planned = {
             "schedule": schedule.digest,
             "positions": schedule.positions,
             "mixture": plan.table(training, schedule),
         }
         write_atomically(run / "plan.json", json.dumps(planned, indent=1).encode())
-        print(f"{run.name}: training, {training.steps} steps of {training.batch} records", flush=True)
+        newest = checkpoint.latest(run / "checkpoints")
+        begins = "from the start" if newest is None else f"on from {newest.name}"
+        print(f"{run.name}: training {begins} to step {training.steps}, {training.batch} records a step", flush=True)
         with cluster(place):
             fit(training, run, batches, workers=place.workers, ray_address=place.ray_address)
     return run
 
 
-def _description(training: Training, recipe_name: str) -> dict[str, object]:
+def _description(training: Training, recipe_name: str) -> dict[str, Any]:
     """What recipe.json holds. `file` is where the classes of a recipe outside the house are found again."""
     file, _, _ = recipe_name.rpartition(":")
     outside = str(Path(file).expanduser().resolve()) if file.endswith(".py") else None

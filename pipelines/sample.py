@@ -95,6 +95,10 @@ def read_config(folder: Path) -> Any:
         stored = json.loads((folder / "recipe.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} is no run: it has no recipe.json; give a folder under ROOT/trainings") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{folder / 'recipe.json'} is damaged ({error}): restore it") from None
+    if not isinstance(stored, dict) or not {"value", "file"} <= stored.keys():
+        raise ValueError(f"{folder / 'recipe.json'} is no recipe of a run: restore it")
     return recipe.rebuild(stored["value"], stored["file"]).architecture
 
 
@@ -201,11 +205,21 @@ def _save(run: Run, picture: torch.Tensor) -> Path:
     return save_png(picture, folder / f"{max(taken, default=-1) + 1:04d}.png")
 
 
+def _copy(picture: Path, folder: Path) -> str:
+    """Keep what was shown, under a name of its content; returns the name."""
+    folder.mkdir(exist_ok=True)
+    data = picture.read_bytes()
+    stored = media.picture(data)
+    name = f"{hashlib.sha256(data).hexdigest()[:16]}.{stored.extension}"
+    (folder / name).write_bytes(stored.data)
+    return name
+
+
 def _record(run: Run, sampled: Sampled, images: Sequence[Path], settings: Settings) -> None:
     folder = run.folder / "samples"
     folder.mkdir(exist_ok=True)
     parts = [{"picture": part.name} if isinstance(part, Path) else {"text": part} for part in sampled.parts]
-    shown = [{"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in images]
+    shown = [{"file": path.name, "copy": _copy(path, folder / "shown")} for path in images]
     line = {"prompt": sampled.prompt, "shown": shown, "parts": parts, "step": run.step, "settings": asdict(settings)}
     with (folder / "samples.jsonl").open("a") as stream:
         stream.write(json.dumps(line, ensure_ascii=False) + "\n")

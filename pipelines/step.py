@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,24 +61,60 @@ def cluster(place: Place) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _nothing_shadows_the_house()
     paths = [str(HOUSE), *(str(Path(module.__file__).parent) for module in outside_modules() if module.__file__)]
     python_path = os.pathsep.join(dict.fromkeys([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]))
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if place.ray_address is None:
         os.environ["PYTHONPATH"] = python_path  # inherited by the raylet and its workers
-        ray.init("local", num_cpus=place.workers, include_dashboard=False, **quiet)
+        try:
+            with _our_own_signals():
+                ray.init("local", num_cpus=place.workers, include_dashboard=False, **quiet)
+        except Exception as error:  # noqa: BLE001  what Ray raises when a busy machine starts it too slowly
+            raise RuntimeError(f"a private Ray cluster did not start ({error}): try again") from None
     else:
         _answers(place.ray_address)
         try:
             ray.init(place.ray_address, runtime_env={"working_dir": str(HOUSE)}, **quiet)
         except ConnectionError as error:
-            raise ValueError(f"--ray-address {place.ray_address}: no cluster answers there ({error})") from None
+            told = f"it does not let us in ({error}); does it ask for a token (RAY_AUTH_MODE)?"
+            raise ValueError(f"--ray-address {place.ray_address}: {told}") from None
     for module in outside_modules():
         cloudpickle.register_pickle_by_value(module)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _our_own_signals() -> Iterator[None]:
+    """Ray's start puts a SIGTERM handler of its own in place; afterwards ours is back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def _undisturbed(task: Callable[..., Result]) -> Callable[..., Result]:
+    """The task, deaf to the Ctrl-C that a terminal sends to every process: an answer cut short makes Ray abort us."""
+
+    def run(shared: Any, item: Any) -> Result:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return task(shared, item)
+
+    return run
+
+
+def _nothing_shadows_the_house() -> None:
+    """Ray's workers look for modules where the command was given before they look here."""
+    here = Path.cwd()
+    for room in ("dataflow", "models", "clusters", "pipelines"):
+        for shadow in (here / f"{room}.py", here / room / "__init__.py"):
+            if here != HOUSE and shadow.is_file():
+                raise ValueError(f"{shadow} hides Interlace's own {room} from Ray's workers: run from another folder")
 
 
 def _answers(address: str) -> None:
@@ -101,7 +139,7 @@ def each(task: Callable[..., Result], shared: Any, items: Sequence[Item], progre
     import ray
     from ray.exceptions import RayTaskError
 
-    remote: Any = ray.remote(num_cpus=1)(task)
+    remote: Any = ray.remote(num_cpus=1)(_undisturbed(task))
     handle = ray.put(shared)
     slots = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: list[Item] = list(reversed(items))

@@ -5,6 +5,7 @@ The run key hashes what changes the mathematics; `execution` says how the same m
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +23,10 @@ class AdamW:
     warmup_steps: int = 0
     minimum_rate: float = 0.0
     clip: float = 1.0  # DeepSpeed 0.19 clips at 1.0 when nothing is said; 0 switches it off
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or min(self.clip, self.warmup_steps, self.weight_decay, self.minimum_rate) < 0:
+            raise ValueError(f"{self}: the learning rate is over 0, the other numbers are not under 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,4 +57,14 @@ class Training:
     sequence_length: int
     seed: int = 0
     execution: Execution = field(default_factory=Execution)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.name):
+            raise ValueError(f"training name {self.name!r}: it names a folder; use a-z, 0-9, '.', '_' and '-'")
+        if not isinstance(self.mixture, Mixture) or not isinstance(self.optimizer, AdamW):
+            raise ValueError(f"training {self.name}: mixture must be a Mixture, optimizer an AdamW")
+        for name in ("batch", "steps", "sequence_length"):
+            if not isinstance(number := getattr(self, name), int) or number < 1:
+                raise ValueError(f"training {self.name}: {name}={number!r} must be a whole number from 1")
+
     version: ClassVar[int] = 1

@@ -28,7 +28,7 @@ def mini() -> Mixture:
 
 
 def mini_pictures() -> Mixture:
-    """What the miniature visualizer sees: captioned pictures and edits, half and half.
+    """What the miniature visualizer sees: captioned pictures and edits, three to one.
 
     Run:     interlace build mixtures:mini_pictures --data DIR
     Cost:    1 s and 5 s of Ray's start on two cores (make mini, 2026-11-22)

@@ -71,7 +71,7 @@ def test_every_line_is_a_row_and_a_bad_one_says_why(tmp_path: Path) -> None:
     assert [row.number for row in found] == [n for n in range(len(BAD_LINES)) if n not in (4, 6)]  # 4 and 6 are blank
     assert [row.value for row in found if row.number in (0, 5, 9)] == [{"row": 0}, {"row": 5}, {"row": 9}]
     says = problems(found)
-    assert says[1].startswith("line is not JSON: Expecting ',' delimiter at character 9")
+    assert says[1].startswith("line is not JSON: Expecting ',' delimiter (character 9)")
     assert says[2] == "line is not UTF-8: byte 0"
     assert says[3] == "line holds list, a row is an object"
     assert says[7] == "line holds str, a row is an object"

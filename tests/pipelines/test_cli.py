@@ -55,6 +55,9 @@ def test_show_prints_json_with_recipe_keys(interlace: Interlace) -> None:
         (["sample", "EMPTY", "a cat"], "is no run"),
         (["sample", "EMPTY"], "wants a PROMPT or --prompts FILE"),
         (["report", "EMPTY"], "neither a built corpus nor a run"),
+        (["build", "corpora:cambrian", "--data", "WORLD", "--dry-run"], "give --cluster too"),
+        (["sample", "EMPTY", "--prompts", "EMPTY/none.txt"], "argument --prompts: no file"),
+        (["check", "json:dumps"], "without parameters"),
         (["bake", "bread"], "invalid choice: 'bake'"),
         ([], "required: COMMAND"),
         (["train", "metamorph:tiny", "--cluster", "moon"], "invalid choice: 'moon'"),
@@ -63,11 +66,26 @@ def test_show_prints_json_with_recipe_keys(interlace: Interlace) -> None:
 def test_a_mistake_is_one_line_and_exit_2(
     words: list[str], told: str, world: Path, tmp_path: Path, interlace: Interlace
 ) -> None:
-    places = {"WORLD": str(world), "EMPTY": str(tmp_path)}
-    said = interlace(*(places.get(word, word) for word in words), cwd=HOUSE / "tests", expect=2)
+    said = interlace(
+        *(word.replace("EMPTY", str(tmp_path)).replace("WORLD", str(world)) for word in words),
+        cwd=HOUSE / "tests",
+        expect=2,
+    )
     assert said.stderr.count("\n") == 1, said.stderr
     assert told.replace("EMPTY", str(tmp_path)) in said.stderr
     assert "Traceback" not in said.stderr
+
+
+def test_a_file_that_hides_the_house_from_workers_is_named(world: Path, tmp_path: Path, interlace: Interlace) -> None:
+    (tmp_path / "dataflow.py").write_text("x = 1")
+    command = f"import os, sys; os.chdir({str(tmp_path)!r}); from pipelines.__main__ import main; main(sys.argv[1:])"
+    words = ["build", "corpora:metaclip", "--data", str(world), "--root", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE), "PYTHONSAFEPATH": "1"}
+    said = subprocess.run(
+        [sys.executable, "-c", command, *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 2
+    assert f"{tmp_path / 'dataflow.py'} hides Interlace's own dataflow" in said.stderr
 
 
 def test_check_reads_rows_and_tells_what_would_be_dropped(world: Path, tmp_path: Path, interlace: Interlace) -> None:

@@ -77,6 +77,40 @@ def test_a_recipe_file_that_fails_is_named_with_its_line(tmp_path: Path) -> None
         recipe.load(f"{file}:mine")
 
 
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "optimizer.learning_rate=nan",
+        "optimizer.clip=-1",
+        "steps=0",
+        "name=a/../b",
+        "architecture.grid=9",
+        "architecture.vision.patch=7",
+        "architecture.backbone.heads=3",
+    ],
+)
+def test_values_without_sense_are_refused_before_anything_starts(assignment: str) -> None:
+    with pytest.raises(ValueError, match="now") as refused:
+        recipe.override(metamorph.tiny(), [assignment])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("def mine(x): return x", "without parameters"),
+        ("def mine(): raise KeyError('k')", "KeyError"),
+        ("import sys\ndef mine(): sys.exit(0)", "SystemExit"),
+        ("import sys\nsys.exit(3)", "SystemExit"),
+    ],
+)
+def test_a_recipe_function_that_cannot_answer_is_one_line(tmp_path: Path, body: str, told: str) -> None:
+    file = tmp_path / f"odd_{abs(hash(body))}.py"
+    file.write_text(body)
+    with pytest.raises(ValueError, match=told):
+        recipe.load(f"{file}:mine")
+
+
 def test_the_recipe_key_follows_what_decides_the_bytes_and_nothing_else() -> None:
     corpus = corpora.cambrian()
     assert replace(corpus, max_dropped=0.5).recipe_key() == corpus.recipe_key()
