@@ -58,8 +58,9 @@ class Siglip:
     def __post_init__(self) -> None:
         if min(self.picture, self.patch, self.width, self.layers, self.heads, self.ffn) < 1:
             raise ValueError(f"{self}: sizes are 1 or more")
-        if self.picture % self.patch or self.width % self.heads:
-            raise ValueError(f"{self}: patch must divide picture, and heads divide width")
+        # patch need not divide picture: SigLIP so400m reads 384 px by 14 and leaves the rest out
+        if self.picture < self.patch or self.width % self.heads:
+            raise ValueError(f"{self}: a picture holds a patch at least, and heads divide width")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,7 +153,7 @@ def test_layouts_and_configs_need_no_torch() -> None:
     code = (
         "import sys; import models.configs as c; import models.pretrained;"
         "l = c.MetaMorph(backbone=c.Llama(width=8, layers=1, heads=1, kv_heads=1, ffn=8),"
-        " vision=c.Siglip(picture=8, patch=4, width=8, layers=1, heads=1, ffn=8)).layout();"
+        " vision=c.Siglip(picture=8, patch=4, width=8, layers=1, heads=1, ffn=8), grid=2).layout();"
         "l.lay_out([('user', ['a'])], task='text_qa', key='k'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

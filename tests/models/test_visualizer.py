@@ -317,4 +317,5 @@ def test_stable_diffusion_paints_through_its_vae(stable_diffusion: VisualizerArc
 
 def test_more_tokens_than_stable_diffusions_condition_has_places_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="grid 9 gives 81 tokens, over 77"):
-        replace(TINY, grid=9, decoder=StableDiffusion(path=str(tmp_path))).build()
+        vision = replace(cast(Siglip, TINY.vision), picture=72)
+        replace(TINY, grid=9, vision=vision, decoder=StableDiffusion(path=str(tmp_path))).build()

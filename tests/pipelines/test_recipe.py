@@ -85,7 +85,7 @@ def test_a_recipe_file_that_fails_is_named_with_its_line(tmp_path: Path) -> None
         "steps=0",
         "name=a/../b",
         "architecture.grid=9",
-        "architecture.vision.patch=7",
+        "architecture.vision.patch=100",
         "architecture.backbone.heads=3",
     ],
 )
