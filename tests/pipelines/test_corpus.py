@@ -190,27 +190,6 @@ def test_a_second_builder_is_refused_by_name(tmp_path: Path, world: Path) -> Non
     assert corpus.build(_cambrian(), place).is_dir()
 
 
-def test_ctrl_c_in_a_terminal_ends_a_build_in_one_line(tmp_path: Path, world: Path) -> None:
-    """A terminal sends it to every process of the command, Ray's among them."""
-    words = ["build", "corpora:cambrian", "--set", "rows_per_shard=1", "--data", str(world), "--root", str(tmp_path)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "pipelines", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as driver:
-        deadline = time.monotonic() + 60
-        while driver.poll() is None and time.monotonic() < deadline:
-            if any((tmp_path / "corpora" / ".building").glob("*/.*.receipt.json")):
-                break
-            time.sleep(0.01)  # until the first shard is there
-        os.killpg(driver.pid, signal.SIGINT)
-        _, said = driver.communicate(timeout=60)
-    assert said == "interlace: interrupted; the same command goes on from here\n"
-    assert driver.returncode == 130
-
-
 def test_a_killed_driver_costs_nothing_and_the_bytes_are_the_same(tmp_path: Path, world: Path) -> None:
     whole = corpus.build(_cambrian(), _place(tmp_path / "whole", world))
     words = ["build", "corpora:cambrian", "--set", "rows_per_shard=50", "--data", str(world), "--root", str(tmp_path)]
