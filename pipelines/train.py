@@ -98,8 +98,6 @@ def prepare(run: Path, description: dict[str, Any], training: Training) -> None:
     Raises:  ValueError naming the fields in which the folder's recipe differs, or a length that cannot be trained.
     """
     for name, value in (
-        ("steps", training.steps),
-        ("batch", training.batch),
         ("execution.micro_batch", training.execution.micro_batch),
         ("execution.save_every", training.execution.save_every),
         ("execution.keep", training.execution.keep),

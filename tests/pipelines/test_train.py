@@ -192,8 +192,11 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_length_that_cannot_be_trained_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="steps=0: must be 1 or more"):
-        train.prepare(tmp_path, {}, replace(quick(), steps=0))
+    with pytest.raises(ValueError, match="steps=0 must be a whole number from 1"):
+        replace(quick(), steps=0)
+    idle = replace(quick(), execution=replace(quick().execution, save_every=0))
+    with pytest.raises(ValueError, match=r"execution\.save_every=0: must be 1 or more"):
+        train.prepare(tmp_path, {"value": {}}, idle)
 
 
 def test_the_module_is_light() -> None:
