@@ -21,11 +21,11 @@ from typing import Any
 
 from dataflow import readers, shards
 from dataflow.filters import Filter
-from dataflow.media import Corrupt
+from dataflow.media import Corrupt, Missing
 from dataflow.readers import Row, Split
 from dataflow.record import Candidate, Lineage, Record, Text, key
 from dataflow.roots import Roots
-from dataflow.sources import Source
+from dataflow.sources import Read, Source
 
 # What a source may trip over in a row it did not foresee. The disk's own failures (OSError) stop the build instead.
 _ROW_ERRORS = (
@@ -44,18 +44,22 @@ _REASON = 500  # characters of a ledger's reason, so that no row can blow up the
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRow:
-    """What became of one input row. candidates = kept + filtered + duplicate + corrupt."""
+    """What became of one input row. candidates = kept + filtered + duplicate + corrupt + missing.
+
+    missing: a file that the row names is not there.
+    """
 
     file: str
     row: int
     shard: int
-    outcome: str  # kept when any candidate is, else filtered, else corrupt
+    outcome: str  # kept when any candidate is, else filtered, else corrupt, else missing
     reason: str
     candidates: int
     kept: int
     filtered: int
     duplicate: int
     corrupt: int
+    missing: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +134,10 @@ class ShardJob:
         return list(self._records(rows, number, split, ledger)), ledger
 
     def _records(self, rows: Iterator[Row], number: int, split: Split, ledger: list[LedgerRow]) -> Iterator[Record]:
+        read = self.roots.files(self.source.name)
         for row in rows:
             try:
-                kept, verdicts = 0, list(self._verdicts(row, number, split))
+                kept, verdicts = 0, list(self._verdicts(row, number, split, read))
             except Exception as error:
                 error.add_note(f"{type(self.source).__name__}, row {row.number} of {split.file}")
                 raise
@@ -142,7 +147,7 @@ class ShardJob:
                     yield verdict
             ledger.append(_ledger_row(split.file, row.number, number, kept, verdicts))
 
-    def _verdicts(self, row: Row, number: int, split: Split) -> Iterator[Record | _Filtered | Corrupt]:
+    def _verdicts(self, row: Row, number: int, split: Split, read: Read) -> Iterator[Record | _Filtered | Corrupt]:
         """A record, or why not, for each candidate of the row; at least one."""
         if row.problem is not None:
             yield Corrupt(row.problem)
@@ -150,7 +155,7 @@ class ShardJob:
         place = row.number - split.first
         first_key = key(self.source.name, number, place)
         try:
-            candidates = list(self.source.candidates(row.value, first_key, self._read))
+            candidates = list(self.source.candidates(row.value, first_key, read))
         except Corrupt as problem:
             candidates = [problem]
         except _ROW_ERRORS as error:
@@ -183,9 +188,6 @@ class ShardJob:
             if reason is not None:
                 return _Filtered(f"{type(rule).__name__}: {reason}")
         return None
-
-    def _read(self, path: str) -> bytes:
-        return self.roots.read(self.source.name, path)
 
 
 class _Filtered(str):
@@ -285,7 +287,8 @@ def _ledger_row(
     file: str, row: int, shard: int, kept: int, verdicts: Sequence[Record | _Filtered | Corrupt]
 ) -> LedgerRow:
     filtered = sum(isinstance(verdict, _Filtered) for verdict in verdicts)
-    corrupt = sum(isinstance(verdict, Corrupt) for verdict in verdicts)
+    missing = sum(isinstance(verdict, Missing) for verdict in verdicts)
+    corrupt = sum(isinstance(verdict, Corrupt) for verdict in verdicts) - missing
     reasons = [
         f"candidate {index}: {verdict}" if len(verdicts) > 1 else str(verdict)
         for index, verdict in enumerate(verdicts)
@@ -295,13 +298,14 @@ def _ledger_row(
         file=file,
         row=row,
         shard=shard,
-        outcome="kept" if kept else "filtered" if filtered else "corrupt",
+        outcome="kept" if kept else "filtered" if filtered else "corrupt" if corrupt else "missing",
         reason=_plain("; ".join(reasons)),
         candidates=len(verdicts),
         kept=kept,
         filtered=filtered,
         duplicate=0,
         corrupt=corrupt,
+        missing=missing,
     )
 
 

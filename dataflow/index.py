@@ -30,8 +30,9 @@ from dataflow import shards
 from dataflow.build import LedgerRow, Receipt, sync_folder, write_atomically
 from dataflow.record import Record
 
-SCHEMA = 1  # of the manifest and the two tables
+SCHEMA = 2  # of the manifest and the two tables
 _OPEN_SHARDS = 256  # memory maps kept at a time by a reader
+_OUTCOMES = ("kept", "filtered", "duplicate", "corrupt", "missing")
 _BESIDE = ("manifest.json", "report.html", ".nv-meta")  # part of a corpus' folder, not of its root digest
 
 INDEX = pa.schema(
@@ -61,6 +62,7 @@ LEDGER = pa.schema(
         ("filtered", pa.int32()),
         ("duplicate", pa.int32()),
         ("corrupt", pa.int32()),
+        ("missing", pa.int32()),
     ]
 )
 
@@ -70,15 +72,22 @@ class TooManyDropped(ValueError):
 
 
 def commit(
-    folder: Path, receipts: Sequence[Receipt], *, step: dict[str, Any], recipe_key: str, max_dropped: float
+    folder: Path,
+    receipts: Sequence[Receipt],
+    *,
+    step: dict[str, Any],
+    recipe_key: str,
+    max_dropped: float,
+    max_missing: float,
 ) -> dict[str, Any]:
     """Write index and ledger of a folder that holds all shards, then its manifest. Returns the manifest.
 
     Args:
         receipts: of every shard, in order.
-        max_dropped: share of the input rows that may give no record.
+        max_dropped: share of the input rows that may give no record although their files are there.
+        max_missing: share of the input rows that may give no record because a file they name is not there.
     Raises:
-        TooManyDropped: more rows than that gave none; the message has the main reasons.
+        TooManyDropped: more rows than that gave none; the message has the main reasons and the limit's name.
         ValueError: no rows at all, or an earlier corpus that shards were linked from no longer is what it was.
     """
     assert [receipt.number for receipt in receipts] == list(range(len(receipts)))
@@ -95,15 +104,13 @@ def commit(
         raise ValueError(f"no input rows for {folder.name}: its files are empty; look at what --data names")
     index_table, ledger_table = pa.concat_tables(entries), pa.concat_tables(ledger)
     counts = _counts(ledger_table)
-    assert counts["candidates"] == sum(counts[name] for name in ("kept", "filtered", "duplicate", "corrupt"))
+    assert counts["candidates"] == sum(counts[name] for name in _OUTCOMES)
     assert counts["kept"] == index_table.num_rows
-    lost = ledger_table.filter(pc.field("outcome") != "kept")
-    if lost.num_rows > max_dropped * ledger_table.num_rows:
-        drops = tally([LedgerRow(**row) for row in lost.to_pylist()])
-        reasons = "; ".join(f"{drop.rows} x {drop.example.reason}" for drop in drops[:3])
-        raise TooManyDropped(
-            f"{lost.num_rows} of {counts['rows']} rows would be dropped, over max_dropped={max_dropped}: {reasons}"
-        )
+    outcome = ledger_table["outcome"]
+    missing = pc.equal(outcome, "missing")
+    _bounded(ledger_table.filter(missing), ledger_table.num_rows, "max_missing", max_missing)
+    lost = pc.and_not(pc.not_equal(outcome, "kept"), missing)
+    _bounded(ledger_table.filter(lost), ledger_table.num_rows, "max_dropped", max_dropped)
     sha256 = {}
     for receipt in receipts:
         sha256[shards.name(receipt.number)] = receipt.sha256
@@ -133,6 +140,14 @@ def commit(
     }
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
+
+
+def _bounded(lost: pa.Table, rows: int, name: str, limit: float) -> None:
+    """Stop the build with the main reasons when more of its rows are lost than may be."""
+    if lost.num_rows > limit * rows:
+        found = tally([LedgerRow(**row) for row in lost.to_pylist()])
+        reasons = "; ".join(f"{drop.rows} x {drop.example.reason}" for drop in found[:3])
+        raise TooManyDropped(f"{lost.num_rows} of {rows} rows would be dropped, over {name}={limit}: {reasons}")
 
 
 def root_digest(sha256: dict[str, str]) -> str:
@@ -324,7 +339,7 @@ def _table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
 
 
 def _counts(ledger: pa.Table) -> dict[str, int]:
-    names = ("candidates", "kept", "filtered", "duplicate", "corrupt")
+    names = ("candidates", *_OUTCOMES)
     sums = {name: int(ledger[name].to_numpy().sum()) for name in names}
     return {"rows": ledger.num_rows, **sums}
 

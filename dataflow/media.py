@@ -55,6 +55,10 @@ class Corrupt(ValueError):
     """What cannot become a record; the message is the ledger's reason."""
 
 
+class Missing(Corrupt):
+    """A file that a row names is not there: of a corpus that was obtained in part, say."""
+
+
 def picture(data: bytes) -> Media:
     """The picture in these bytes, original bytes kept when they are sound and plain.
 

@@ -9,13 +9,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
-from dataflow.media import Corrupt
+from dataflow.media import Corrupt, Missing
 
-MAX_BYTES = 1 << 30  # of a file that a row names; over any sound picture, under any corpus' own index
+MAX_BYTES = 1 << 30  # of a file that a row names; over any sound picture or caption; clips are opened, not read whole
+# What zipfile raises on archives that lie about themselves: an unknown method, a password, a bad checksum.
+_BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error, struct.error)
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR)
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)  # what a row can bring about; the rest is the disk's
 
@@ -77,17 +84,22 @@ class Roots:
             raise ValueError(f"no folder {self.base / name}: put {name} there or give --data {name}=DIR")
         return self._follow(str(self.base / name))
 
+    def files(self, source: str) -> Files:
+        """What the rows of a source may read."""
+        return Files(roots=self, source=source)
+
     def find(self, source: str, path: str) -> Path:
-        """The file that a row of `source` names.
+        """The file or folder that a row of `source` names.
 
         Raises:
-            Corrupt: the path leaves the declared roots, or no such file; the message is the ledger's reason, and says
-                nothing that changes when the data is moved as a whole.
-            OSError: as `read`.
+            Missing: nothing is there.
+            Corrupt: the path leaves the declared roots; the message is the ledger's reason, and says nothing that
+                changes when the data is moved as a whole.
+            OSError: the disk fails; that is never the row's fault, so it stops the build.
         """
-        shown = repr(path if len(path) <= 200 else path[:200] + "...")
+        shown = _shown(path)
         if "\0" in path or not path.strip() or not _spellable(path):
-            raise Corrupt(f"picture path {shown} is no path")
+            raise Corrupt(f"path {shown} is no path")
         first, _, rest = path.partition("/")
         folder = self.source(source)
         named = self.named.get(first) if rest else None
@@ -96,26 +108,15 @@ class Roots:
             place = self._follow(str(named / rest if named else folder / path))
             if not any(root is not None and place.is_relative_to(root) for root in inside):
                 where = PurePosixPath(path[:200]).parent if path.startswith("/") else "the folder it ends in"
-                raise Corrupt(f"picture path {shown} leaves the declared folders: admit it by --data NAME={where}")
-            status = place.stat()
+                raise Corrupt(f"path {shown} leaves the declared folders: admit it by --data NAME={where}")
+            place.stat()
         except OSError as error:
             if error.errno in _NO_FILE:
-                raise Corrupt(f"picture {shown} is not there") from None
+                raise Missing(f"file {shown} is not there") from None
             if error.errno in _NO_PATH:
-                raise Corrupt(f"picture path {shown} cannot be followed: {os.strerror(error.errno)}") from None
+                raise Corrupt(f"path {shown} cannot be followed: {os.strerror(error.errno)}") from None
             raise
-        if not stat.S_ISREG(status.st_mode):
-            raise Corrupt(f"picture {shown} is no file")
-        if status.st_size > MAX_BYTES:
-            raise Corrupt(f"picture {shown} is {status.st_size} bytes, over {MAX_BYTES}")
         return place
-
-    def read(self, source: str, path: str) -> bytes:
-        """The bytes of a file that a row of `source` names.
-
-        Raises: Corrupt: as `find`. OSError: the disk fails; that is never the row's fault, so it stops the build.
-        """
-        return self.find(source, path).read_bytes()
 
     def _follow(self, path: str) -> Path:
         """The path with links and `..` resolved; folders are remembered, for rows name many files of few of them."""
@@ -127,6 +128,70 @@ class Roots:
             real = self._real[folder] = os.path.realpath(folder)
         place = Path(real, name)
         return Path(os.path.realpath(place)) if place.is_symlink() else place
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the rows of one source may read: `sources.Read` over declared roots."""
+
+    roots: Roots
+    source: str
+
+    def __call__(self, path: str) -> bytes:
+        """The bytes of a file of at most `MAX_BYTES`."""
+        place = self._file(path)
+        if (size := place.stat().st_size) > MAX_BYTES:
+            raise Corrupt(f"file {_shown(path)} is {size} bytes, over {MAX_BYTES}")
+        return place.read_bytes()
+
+    def open(self, path: str) -> BinaryIO:
+        """A file of any size, to read and seek in."""
+        return self._file(path).open("rb")
+
+    def names(self, path: str) -> list[str]:
+        """The names of the plain files in a folder, sorted; hidden ones are left out."""
+        place = self.roots.find(self.source, path)
+        if not place.is_dir():
+            raise Corrupt(f"{_shown(path)} is no folder")
+        return sorted(entry.name for entry in os.scandir(place) if entry.is_file() and not entry.name.startswith("."))
+
+    def member(self, archive: str, path: str) -> bytes:
+        """The bytes of a member of a zip archive, by its name there; at most `MAX_BYTES`, whatever its header says."""
+        if archive not in self._archives:
+            try:
+                self._archives[archive] = zipfile.ZipFile(self._file(archive))
+            except _BROKEN_ZIP as error:
+                raise Corrupt(f"archive {_shown(archive)} does not open: {_line(error)}") from None
+        opened = self._archives[archive]
+        shown = f"member {_shown(path)} of {_shown(archive)}"
+        try:
+            with opened.open(path) as stream:
+                data = stream.read(MAX_BYTES + 1)
+        except KeyError:
+            raise Missing(f"{shown} is not there") from None
+        except _BROKEN_ZIP as error:
+            raise Corrupt(f"{shown} does not read: {_line(error)}") from None
+        if len(data) > MAX_BYTES:
+            raise Corrupt(f"{shown} is over {MAX_BYTES} bytes when unpacked")
+        return data
+
+    def _file(self, path: str) -> Path:
+        place = self.roots.find(self.source, path)
+        if not stat.S_ISREG(place.stat().st_mode):
+            raise Corrupt(f"{_shown(path)} is no file")
+        return place
+
+    @cached_property
+    def _archives(self) -> dict[str, zipfile.ZipFile]:
+        return {}
+
+
+def _shown(path: str) -> str:
+    return repr(path if len(path) <= 200 else path[:200] + "...")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _spellable(path: str) -> bool:

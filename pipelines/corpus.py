@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import re
@@ -27,13 +28,15 @@ _CHECKED_FILES = 10  # at most, of a corpus that is only looked into
 class Corpus:
     """A source, built: which filters it passes, how many input rows make a shard.
 
-    max_dropped: share of input rows that may be lost before the build stops.
+    max_dropped: share of input rows that may be lost before the build stops; max_missing: the same of rows that name a
+    file that is not there, so that a part of a corpus is a corpus.
     """
 
     source: Any
     filters: tuple[Any, ...] = ()
     rows_per_shard: int = 1000
     max_dropped: float = 0.1
+    max_missing: float = 0.1
     version: ClassVar[int] = 1
 
     @property
@@ -44,8 +47,9 @@ class Corpus:
     def recipe_key(self) -> str:
         """The hash of everything but the input that decides the bytes."""
         description = describe(self)
-        del description["max_dropped"]  # decides whether there is a result, not which
-        return key([description, {"encoder": media.ENCODER, "index": index.SCHEMA}])
+        del description["max_dropped"], description["max_missing"]  # they decide whether there is a result, not which
+        libraries = {name: importlib.metadata.version(name) for name in getattr(self.source, "libraries", ())}
+        return key([description, {"encoder": media.ENCODER, "index": index.SCHEMA, **libraries}])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,17 +206,18 @@ def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, re
             step=describe(corpus),
             recipe_key=corpus.recipe_key(),
             max_dropped=corpus.max_dropped,
+            max_missing=corpus.max_missing,
         )
     except index.TooManyDropped as error:
         for receipt in receipts:  # what could not be read may be mended before the next try
-            if any(row.corrupt for row in receipt.ledger):
+            if any(row.corrupt or row.missing for row in receipt.ledger):
                 receipt_path(work, receipt.number).unlink()
-        cure = f"mend the data under {source_folder}, or --set max_dropped=..."
+        cure = f"mend the data under {source_folder}, or --set max_dropped=... or max_missing=..."
         raise ValueError(f"{corpus.source.name}: {error}; {cure}") from None
     counts, linked = manifest["counts"], sum(receipt.linked is not None for receipt in receipts)
     progress.close(
         f"{counts['rows']} rows, {counts['kept']} records kept, "
-        f"{counts['filtered']} filtered, {counts['corrupt']} corrupt; "
+        f"{counts['filtered']} filtered, {counts['corrupt']} corrupt, {counts['missing']} missing; "
         f"{len(plan) - linked} shards built, {linked} linked"
     )
 

@@ -7,19 +7,42 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 from dataflow.media import Corrupt
 from dataflow.record import Candidate
 
-Read = Callable[[str], bytes]
-"""The bytes of a file that a row names by its path; raises Corrupt when it is missing or leaves the declared roots."""
+
+class Read(Protocol):
+    """The files that a row names, relative to its source's folder or by the name of a declared root first.
+
+    All raise Missing when nothing is there, Corrupt when the path leaves the declared folders or names something else.
+    """
+
+    def __call__(self, path: str) -> bytes:
+        """The bytes of a file."""
+        ...
+
+    def open(self, path: str) -> BinaryIO:
+        """A file to read and seek in, for videos; the caller closes it."""
+        ...
+
+    def names(self, path: str) -> list[str]:
+        """The names of the plain files in a folder, sorted."""
+        ...
+
+    def member(self, archive: str, path: str) -> bytes:
+        """The bytes of a member of a zip archive."""
+        ...
 
 
 class Source(Protocol):
-    """One upstream corpus and the code that reads it. `version` is raised when its candidates change."""
+    """One upstream corpus and the code that reads it. `version` is raised when its candidates change.
+
+    A source whose pictures depend on a library's version (a video decoder) names it: `libraries: ClassVar = ("av",)`.
+    """
 
     version: ClassVar[int]
 
