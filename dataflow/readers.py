@@ -1,19 +1,24 @@
-"""Input files as numbered rows: JSON lines, parquet, tars of samples. Nothing is skipped: a bad row is a row.
+"""Input files as numbered rows: lines, documents, parquet, tars of samples. Nothing is skipped: a bad row is a row.
+
+    *.jsonl        a JSON object per line           *.json      items of a document, see documents.py
+    *.csv, *.tsv   a line each, under a header      *.parquet   rows
+    *.txt          {"text": line}                   *.tar       {"__key__": name, extension: bytes}, a sample each
 
 A split is `rows_per_shard` consecutive rows of one file. `splits` makes the plan (offsets, no parsing), `rows` reads
-one split. Row numbers count from 0: lines of a JSONL file (blank ones hold no row), rows of a parquet file, samples of
-a tar (adjacent members whose names agree up to the first dot of the basename). Where a file cannot be read on, one row
-more stands for the rest and says why.
+one split. Row numbers count from 0: lines of a file (blank ones hold no row, a header is line 0), items of a document,
+rows of a parquet file, samples of a tar (adjacent members whose names agree up to the first dot of the basename).
+Where a file cannot be read on, one row more stands for the rest and says why.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,12 +26,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataflow import documents
 from dataflow.media import Corrupt
 
 _SAMPLE = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: key and extension of a member
 _CHUNK = 1 << 20  # bytes read at a time when counting lines and hashing
 _BATCH = 64  # parquet rows decoded at a time; they hold pictures
 _MAX_MEMBER = 1 << 30  # bytes of a tar member; over any sound picture or caption
+_MAX_FIELD = 1 << 24  # characters of a CSV field
 _BOM = b"\xef\xbb\xbf"
 # What tarfile raises on headers that lie about themselves, sizes beyond 2**63 included.
 _BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError)
@@ -37,7 +44,7 @@ class Split:
     """Consecutive rows of one file.
 
     file: relative to the source's folder. first: number of its first row. rows: how many numbers it spans.
-    offset, end: its bytes in the file (JSONL and tar). problem: why the file cannot be read at this place.
+    offset, end: its bytes in the file (all but parquet). problem: why the file cannot be read at this place.
     """
 
     file: str
@@ -57,8 +64,8 @@ class Row:
     problem: str | None = None
 
 
-def splits(folder: Path, file: str, rows_per_split: int) -> list[Split]:
-    """The plan of one file. Reads line ends (JSONL), metadata (parquet) or headers (tar), no content.
+def splits(folder: Path, file: str, rows_per_split: int) -> Iterator[Split]:
+    """The plan of one file, split by split. Reads line ends, brackets, metadata or headers, no content.
 
     Raises:
         ValueError: a file name of no known kind, or splits of no rows.
@@ -66,21 +73,16 @@ def splits(folder: Path, file: str, rows_per_split: int) -> list[Split]:
     """
     if rows_per_split < 1:
         raise ValueError(f"rows_per_split={rows_per_split}: a split holds at least one row")
-    path = folder / file
-    kind = path.suffix.lower()
-    if kind == ".jsonl":
-        return list(_jsonl_splits(path, file, rows_per_split))
-    if kind == ".parquet":
-        return list(_parquet_splits(path, file, rows_per_split))
-    if kind == ".tar":
-        return list(_tar_splits(path, file, rows_per_split))
-    raise ValueError(f"{file}: cannot read *{kind}; sources list .jsonl, .parquet or .tar files")
+    kind = Path(file).suffix.lower()
+    if kind not in _SPLITS:
+        raise ValueError(f"{file}: cannot read *{kind}; sources list {', '.join(_SPLITS)} files")
+    return _SPLITS[kind](folder / file, file, rows_per_split)
 
 
 def rows(folder: Path, split: Split) -> tuple[str, Iterator[Row]]:
     """The rows of a split and the sha256 of their content, which changes when any of them does.
 
-    JSONL and tar are hashed as the bytes of the split, parquet as the column chunks of the row groups it touches.
+    Parquet is hashed as the column chunks of the row groups that the split touches, all else as the split's bytes.
 
     Raises:
         ValueError: the file is shorter than when the split was planned; from the iterator: it holds other samples.
@@ -92,17 +94,29 @@ def rows(folder: Path, split: Split) -> tuple[str, Iterator[Row]]:
     path = folder / split.file
     if path.stat().st_size < split.end:
         raise ValueError(f"{path} is shorter than when its splits were planned: build again")
-    if path.suffix.lower() == ".parquet":
+    kind = path.suffix.lower()
+    if kind == ".parquet":
         return _parquet_digest(path, split), _parquet_rows(path, split)
-    if path.suffix.lower() == ".tar":
-        digest = hashlib.sha256()
+    digest = hashlib.sha256()
+    if kind == ".tar":
         with path.open("rb") as stream:
             _hash(stream, split.offset, split.end, digest)
         return digest.hexdigest(), _tar_rows(path, split)
     with path.open("rb") as stream:
+        header = stream.readline() if kind in _DELIMITERS else b""
         stream.seek(split.offset)
         data = stream.read(split.end - split.offset)
-    return hashlib.sha256(data).hexdigest(), _jsonl_rows(data, split)
+    digest.update(header)
+    digest.update(data)
+    return digest.hexdigest(), _ROWS[kind](data, split, header)
+
+
+def share(folder: Path, split: Split) -> float:
+    """Which part of its file lies before the end of this split, 0..1: what is known of the whole from its beginning."""
+    path = folder / split.file
+    if path.suffix.lower() == ".parquet":
+        return (split.first + split.rows) / max(1, pq.read_metadata(path).num_rows)
+    return split.end / max(1, path.stat().st_size)
 
 
 def _hash(stream: BinaryIO, first: int, end: int, digest: Any) -> None:
@@ -112,9 +126,15 @@ def _hash(stream: BinaryIO, first: int, end: int, digest: Any) -> None:
         first += len(chunk)
 
 
-def _jsonl_splits(path: Path, file: str, size: int) -> Iterator[Split]:
-    first, offset, line, place, open_end = 0, 0, 0, 0, False
+def _line_splits(path: Path, file: str, size: int) -> Iterator[Split]:
+    """Lines, `size` numbers at a time; the header line of a table belongs to no split."""
+    header = path.suffix.lower() in _DELIMITERS
+    first = line = offset = place = 0
+    open_end = False
     with path.open("rb") as stream:
+        if header:
+            offset = place = len(stream.readline())
+            first = line = 1
         while chunk := stream.read(_CHUNK):
             open_end = not chunk.endswith(b"\n")  # the last line of a file may lack its line end
             at = chunk.find(b"\n")
@@ -129,24 +149,95 @@ def _jsonl_splits(path: Path, file: str, size: int) -> Iterator[Split]:
         yield Split(file=file, first=first, rows=line - first + open_end, offset=offset, end=place)
 
 
-def _jsonl_rows(data: bytes, split: Split) -> Iterator[Row]:
+def _lines(data: bytes, split: Split) -> Iterator[tuple[int, bytes]]:
+    """Line numbers and lines, blank ones left out."""
     for number, line in enumerate(data.split(b"\n"), split.first):
         line = line.removeprefix(_BOM)  # no part of the row; files with one that were joined have it further down
-        if not line.strip():
-            continue
+        if line.strip():
+            yield number, line
+
+
+def _jsonl_rows(data: bytes, split: Split, header: bytes) -> Iterator[Row]:
+    for number, line in _lines(data, split):
+        row = _parsed(number, line, _json, "line")
+        if row.problem is None and not isinstance(row.value, dict):
+            row = Row(number, None, f"line holds {type(row.value).__name__}, a row is an object")
+        yield row
+
+
+def _json(data: bytes) -> Any:
+    return json.loads(data.decode())  # json.loads(bytes) would guess UTF-16 and take half surrogate pairs
+
+
+def _parsed(number: int, data: bytes, parse: Callable[[bytes], Any], what: str) -> Row:
+    try:
+        return Row(number, parse(data))
+    except UnicodeDecodeError as error:
+        return Row(number, None, f"{what} is not UTF-8: byte {error.start}")
+    except json.JSONDecodeError as error:
+        return Row(number, None, f"{what} is not JSON: {error.msg} (character {error.pos})")
+    except RecursionError:
+        return Row(number, None, f"{what} is not JSON we read: nested too deeply")
+    except ValueError:
+        return Row(number, None, f"{what} is not JSON we read: a number of over 4,300 digits")
+
+
+def _text_rows(data: bytes, split: Split, header: bytes) -> Iterator[Row]:
+    for number, line in _lines(data, split):
+        yield _parsed(number, line, lambda line: {"text": line.decode().rstrip("\r")}, "line")
+
+
+def _table_rows(data: bytes, split: Split, header: bytes) -> Iterator[Row]:
+    """Every value is text: an id may look like a number, begin with - or be NaN."""
+    delimiter = _DELIMITERS[Path(split.file).suffix.lower()]
+    csv.field_size_limit(_MAX_FIELD)
+
+    def fields(line: bytes) -> list[str]:
+        return next(csv.reader([line.decode().rstrip("\r\n")], delimiter=delimiter, strict=True))
+
+    try:
+        names = fields(header.removeprefix(_BOM))
+    except (UnicodeDecodeError, csv.Error) as error:
+        names, problem = [], f"header line does not parse: {_line(error)}"
+    else:
+        problem = None if len(set(names)) == len(names) else "header line has a column twice"
+    for number, line in _lines(data, split):
         try:
-            value = json.loads(line.decode())  # json.loads(bytes) would guess UTF-16 and take half surrogate pairs
+            values = fields(line)
         except UnicodeDecodeError as error:
             yield Row(number, None, f"line is not UTF-8: byte {error.start}")
-        except json.JSONDecodeError as error:
-            yield Row(number, None, f"line is not JSON: {error.msg} (character {error.pos})")
-        except RecursionError:
-            yield Row(number, None, "line is not JSON we read: nested too deeply")
-        except ValueError:
-            yield Row(number, None, "line is not JSON we read: a number of over 4,300 digits")
+        except csv.Error as error:
+            yield Row(number, None, f"line is no row of a table: {_line(error)}")
         else:
-            problem = None if isinstance(value, dict) else f"line holds {type(value).__name__}, a row is an object"
-            yield Row(number, value, problem)
+            if problem is None and len(values) != len(names):
+                yield Row(number, None, f"line has {len(values)} fields under a header of {len(names)}")
+            else:
+                yield Row(number, dict(zip(names, values, strict=False)), problem)
+
+
+def _document_splits(path: Path, file: str, size: int) -> Iterator[Split]:
+    first = count = offset = end = 0
+    last = None  # list that the split is in
+    problem = None
+    try:
+        for start, stop, number in documents.spans(path):
+            if count and (count == size or number != last):
+                yield Split(file=file, first=first, rows=count, offset=offset, end=end)
+                first, count = first + count, 0
+            if not count:
+                offset, last = start, number
+            count, end = count + 1, stop
+    except documents.Broken as error:
+        problem = str(error)
+    if count:
+        yield Split(file=file, first=first, rows=count, offset=offset, end=end)
+    if problem:
+        yield Split(file=file, first=first + count, rows=1, problem=problem)
+
+
+def _document_rows(data: bytes, split: Split, header: bytes) -> Iterator[Row]:
+    for number, item in enumerate(documents.rows(data), split.first):
+        yield _parsed(number, item, documents.value, "item")
 
 
 def _parquet_splits(path: Path, file: str, size: int) -> Iterator[Split]:
@@ -328,3 +419,22 @@ def text(value: Any) -> str:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
+
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SPLITS: dict[str, Callable[[Path, str, int], Iterator[Split]]] = {
+    ".jsonl": _line_splits,
+    ".json": _document_splits,
+    ".csv": _line_splits,
+    ".tsv": _line_splits,
+    ".txt": _line_splits,
+    ".parquet": _parquet_splits,
+    ".tar": _tar_splits,
+}
+_ROWS: dict[str, Callable[[bytes, Split, bytes], Iterator[Row]]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _document_rows,
+    ".csv": _table_rows,
+    ".tsv": _table_rows,
+    ".txt": _text_rows,
+}

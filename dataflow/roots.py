@@ -158,8 +158,9 @@ class Files:
     def member(self, archive: str, path: str) -> bytes:
         """The bytes of a member of a zip archive, by its name there; at most `MAX_BYTES`, whatever its header says."""
         if archive not in self._archives:
+            place = self._file(archive)
             try:
-                self._archives[archive] = zipfile.ZipFile(self._file(archive))
+                self._archives[archive] = zipfile.ZipFile(place)
             except _BROKEN_ZIP as error:
                 raise Corrupt(f"archive {_shown(archive)} does not open: {_line(error)}") from None
         opened = self._archives[archive]

@@ -237,7 +237,7 @@ def _plan(corpus: Corpus, source_folder: Path, found: Inputs, work: Path) -> lis
 
 def _plan_task(source_folder: str, task: tuple[str, int]) -> tuple[str, list[Split]]:
     file, rows_per_shard = task
-    return file, readers.splits(Path(source_folder), file, rows_per_shard)
+    return file, list(readers.splits(Path(source_folder), file, rows_per_shard))
 
 
 def _shard_task(shared: tuple[ShardJob, str], task: tuple[Split, int]) -> None:

@@ -29,7 +29,7 @@ def build(tmp_path: Path) -> Build:
         for number, split in enumerate(plan):
             job.build(split, number, folder)
         receipts = [read_receipt(receipt_path(folder, number)) for number in range(len(plan))]
-        arguments = {"step": {}, "recipe_key": "recipe", "max_dropped": 1.0, **how}
+        arguments = {"step": {}, "recipe_key": "recipe", "max_dropped": 1.0, "max_missing": 1.0, **how}
         index.commit(folder, receipts, **arguments)
         for leftover in folder.glob(".*"):
             leftover.unlink()

@@ -137,7 +137,7 @@ def test_every_row_gets_one_ledger_row_and_the_ledger_sums_up(data: Path) -> Non
         assert [row.row for row in ledger if row.file == "jsons/a.jsonl"] == numbers
         assert [row.row for row in ledger if row.file == "jsons/b.jsonl"] == [0, 1]
         for row in ledger:
-            assert row.candidates == row.kept + row.filtered + row.duplicate + row.corrupt == 1
+            assert row.candidates == row.kept + row.filtered + row.duplicate + row.corrupt + row.missing == 1
             assert (row.outcome == "kept") == (row.reason == "") == (row.kept == 1)
             assert row.reason.isprintable()
         assert sum(row.kept for row in ledger) == len(records)
@@ -152,7 +152,8 @@ def test_good_rows_are_kept_and_bad_ones_are_not(data: Path) -> None:
     records, ledger = preview(job(Cambrian(), data))
     good = 2 + len(TEXT_ROWS) + sum(sound for _, sound in PICTURES.values()) + 2  # the bus twice, and all of b.jsonl
     assert len(records) == good
-    assert sum(row.corrupt for row in ledger) == len(ledger) - good
+    assert sum(row.missing for row in ledger) == 1  # no/such.jpg
+    assert sum(row.corrupt for row in ledger) == len(ledger) - good - 1
     said = " | ".join(row.reason for row in ledger)
     for expected in (
         "picture is 0 bytes",
@@ -161,7 +162,7 @@ def test_good_rows_are_kept_and_bad_ones_are_not(data: Path) -> None:
         "picture does not decode",
         "picture does not open: Image size",
         "leaves the declared folders: admit it by --data NAME=/etc",
-        "picture 'no/such.jpg' is not there",
+        "file 'no/such.jpg' is not there",
         "is no path",
         "line is not JSON",
         "line is not UTF-8",

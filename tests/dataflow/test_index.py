@@ -64,7 +64,7 @@ def test_the_ledger_has_a_row_per_input_row_and_sums_up(cambrian: Path, build: B
     assert table.schema.equals(index.LEDGER)
     assert table["row"].to_pylist() == list(range(30))
     counts = corpus.manifest["counts"]
-    assert counts == {"rows": 30, "candidates": 30, "kept": 18, "filtered": 9, "duplicate": 0, "corrupt": 3}
+    assert counts == {"rows": 30, "candidates": 30, "kept": 18, "filtered": 9, "duplicate": 0, "corrupt": 3, "missing": 0}
     assert [shard["records"] for shard in corpus.manifest["shards"]] == [5, 5, 5, 3]
 
 
@@ -178,8 +178,8 @@ def test_verify_notices_a_manifest_that_was_made_to_fit(cambrian: Path, build: B
     [
         (None, "is no built corpus: it has no manifest.json"),
         (b"{", "manifest.json does not parse"),
-        (b"[]", "not a corpus manifest of schema 1: build the corpus again"),
-        (b'{"schema": 0}', "not a corpus manifest of schema 1"),
+        (b"[]", "not a corpus manifest of schema 2: build the corpus again"),
+        (b'{"schema": 0}', "not a corpus manifest of schema 2"),
     ],
 )
 def test_a_folder_that_is_no_finished_corpus_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
@@ -268,16 +268,16 @@ def test_drops_are_counted_by_kind_most_frequent_first(cambrian: Path, build: Bu
     (cambrian / "jsons/a.jsonl").write_bytes(jsonl(BUS, *gone, b"{", b'{"a', small))
     corpus = build(Cambrian(), filters=(MinSide(pixels=40),))
     drops = index.drops(corpus.folder)
-    assert (drops[0].outcome, drops[0].rows) == ("corrupt", 4)
-    assert drops[0].kind == "picture … is not there"
-    assert drops[0].example.reason == "picture 'a.jpg' is not there"
+    assert (drops[0].outcome, drops[0].rows) == ("missing", 4)
+    assert drops[0].kind == "file … is not there"
+    assert drops[0].example.reason == "file 'a.jpg' is not there"
     assert (drops[-1].outcome, drops[-1].kind) == ("filtered", "MinSide: picture … is …, under … px")
     assert sum(drop.rows for drop in drops) == 7
 
 
 def test_tally_leaves_kept_rows_out() -> None:
     kept = index.LedgerRow(
-        file="a", row=0, shard=0, outcome="kept", reason="", candidates=1, kept=1, filtered=0, duplicate=0, corrupt=0
+        file="a", row=0, shard=0, outcome="kept", reason="", candidates=1, kept=1, filtered=0, duplicate=0, corrupt=0, missing=0
     )
     assert index.tally([kept]) == []
 
@@ -285,9 +285,9 @@ def test_tally_leaves_kept_rows_out() -> None:
 # --- the bytes of a small corpus of each kind: changes here mean that a `version` must be raised
 
 GOLDEN = {
-    "cambrian": "ec408495b3cbff9cd8bc2f4fe2287038f02298bcff681328bd1889636de32a78",
-    "metaclip": "bd8a7caf13fc79130d35c93aa29162b4892b8e2b84dc2938300f86d89240dea8",
-    "instruct_pix2pix": "975a753bef0b146001d9ef26f1d773ff555a644f9384662b3502ef04a39b69f8",
+    "cambrian": "8cec8bf8f3d5892c90e1b0fdc1a6d06fc9c76bf4c3c37d171328ce3c2f908618",
+    "metaclip": "69dfcc07d9fdb9f06cb0d1fea7ef2b7e22659fddcb391467adf6f1138d483f05",
+    "instruct_pix2pix": "b181b3ecbda703c51c5f3cb4fae09958bf1fea97255b1a90271e0a4044eb1968",
 }
 
 

@@ -18,7 +18,7 @@ import webdataset as wds
 from upstream import edits, jpeg, jsonl, tar
 
 from dataflow.media import Corrupt
-from dataflow.readers import Row, rows, splits, text
+from dataflow.readers import Row, rows, share, splits, text
 
 SIZES = (1, 2, 3, 7, 1000)
 
@@ -35,7 +35,7 @@ def same_at_every_size(folder: Path, file: str) -> list[Row]:
     """The rows, once it is sure that the size of splits does not change them."""
     whole = read(folder, file, 1000)
     for size in SIZES:
-        plan = splits(folder, file, size)
+        plan = list(splits(folder, file, size))
         assert all(split.rows <= size for split in plan)
         assert [split.first for split in plan] == sorted({split.first for split in plan})
         assert read(folder, file, size) == whole
@@ -370,18 +370,159 @@ def test_a_tar_replaced_after_it_was_planned_stops_the_build(tmp_path: Path) -> 
 
 def test_a_member_is_never_read_beyond_its_split(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar(*PAIRS))
-    second = splits(tmp_path, "a.tar", 4)[1]
+    second = list(splits(tmp_path, "a.tar", 4))[1]
     assert [row.value["__key__"] for row in rows(tmp_path, second)[1]] == ["004", "005", "006", "007"]
+
+
+# --- JSON documents
+
+CHAT = {"id": 7, "conversations": [{"from": "human", "value": 'a "quoted" [bracket], {brace} \\ and \\"'}]}
+
+
+@pytest.mark.parametrize(
+    ("document", "values"),
+    [
+        ([CHAT, {"a": []}, {}], [CHAT, {"a": []}, {}]),
+        ([], []),
+        ({}, []),
+        ([["0000000", ["123", "456"]], "text, text", None, 1.5], None),
+        ({"train": [CHAT, {"a": 1}], "empty": [], "val": [{"b": "],["}]}, [CHAT, {"a": 1}, {"b": "],["}]),
+        ({"x-1": {"text": ["a", "b"]}, "_y": {"text": []}}, None),
+        ({"version": "1.0", "info": {"year": 1}, "data": [CHAT, CHAT], "count": 2}, None),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1, 70])
+def test_a_document_s_items_are_its_rows(tmp_path: Path, document: Any, values: Any, indent: int | None) -> None:
+    if values is None and isinstance(document, list):
+        values = [{"value": item} for item in document]
+    elif values is None:
+        values = []
+        for name, held in document.items():
+            if isinstance(held, list):
+                values += held
+            else:
+                values.append({**held, "__key__": name} if isinstance(held, dict) else {"__key__": name, "value": held})
+    (tmp_path / "a.json").write_text("\ufeff \n" + json.dumps(document, indent=indent) + "\n")
+    assert same_at_every_size(tmp_path, "a.json") == [Row(number, value) for number, value in enumerate(values)]
+
+
+def test_one_bad_item_harms_no_other(tmp_path: Path) -> None:
+    items = [b'{"n": 0}', b'{"n": NaN}', b'{"n": "\xff"}', b"{'n': 3}", b'{"n": "\\ud83d"}', b"1 2", b'{"n": 6}']
+    (tmp_path / "a.json").write_bytes(b"[" + b",\n".join(items) + b"]")
+    found = same_at_every_size(tmp_path, "a.json")
+    assert problems(found) == {
+        2: "item is not UTF-8: byte 7",
+        3: "item is not JSON: Expecting property name enclosed in double quotes (character 1)",
+        5: "item is not JSON: Extra data (character 2)",
+    }
+    assert found[6].value == {"n": 6}
+
+
+@pytest.mark.parametrize(
+    ("data", "whole", "says"),
+    [
+        (b"", 0, "document is 0 bytes"),
+        (b"hello", 0, "document is neither a list nor an object"),
+        (b"<html>[1, 2]</html>", 0, "document is neither a list nor an object"),
+        (b'[{"a": 1}, {"a": 2}', 1, "document is cut off or broken"),
+        (b'[{"a": 1}, {"a": "2', 1, "document is cut off or broken"),
+        (b'{"a": [{"b": 1}, {"c": 2}', 1, "document is cut off or broken"),
+        (b'[{"a": 1}] [2]', 1, "document ends at byte 10 and another follows: are these JSON lines? rename the file"),
+        (b'{"a": 1}\n{"a": 2}\n', 1, "another follows: are these JSON lines? rename the file to .jsonl"),
+        (b'[{"a": 1}] x', 1, "document ends at byte 10 and b'x' follows: it is broken, or two files in one"),
+    ],
+)
+def test_a_broken_document_gives_what_is_whole_and_then_says_so(
+    tmp_path: Path, data: bytes, whole: int, says: str
+) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    found = same_at_every_size(tmp_path, "a.json")
+    assert [row.number for row in found] == list(range(whole + 1))
+    assert says in (found[-1].problem or "")
+    assert not any(row.problem for row in found[:-1])
+
+
+def test_a_document_is_planned_without_being_held(tmp_path: Path) -> None:
+    item = json.dumps({"text": "x" * 1000}).encode()
+    (tmp_path / "a.json").write_bytes(b"[" + b", ".join([item] * 20_000) + b"]")
+    tracemalloc.start()
+    assert sum(split.rows for split in splits(tmp_path, "a.json", 1000)) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+# --- tables and text
+
+VIDEOS = (
+    b"\xef\xbb\xbfvideo_id,category_1,rank\r\n"
+    b'nVbIUDjzWY4,"Cars & Other, Vehicles",27\r\n'
+    b"-7up_x,NaN,007\r\n"
+    b"\r\n"
+    b'short,"no end,1\r\n'
+    b"one,two\r\n"
+    b"\xff,x,1\r\n"
+    b"last,Food,1"
+)
+
+
+def test_a_table_s_lines_are_rows_of_text_under_its_header(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(VIDEOS)
+    found = same_at_every_size(tmp_path, "a.csv")
+    assert found[0] == Row(1, {"video_id": "nVbIUDjzWY4", "category_1": "Cars & Other, Vehicles", "rank": "27"})
+    assert found[1] == Row(2, {"video_id": "-7up_x", "category_1": "NaN", "rank": "007"})
+    assert [row.number for row in found] == [1, 2, 4, 5, 6, 7]
+    assert problems(found) == {
+        4: "line is no row of a table: unexpected end of data",
+        5: "line has 2 fields under a header of 3",
+        6: "line is not UTF-8: byte 0",
+    }
+
+
+def test_a_table_of_tabs_and_one_with_a_column_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_bytes(b"a\tb\n1,2\t3\n")
+    assert read(tmp_path, "a.tsv", 5) == [Row(1, {"a": "1,2", "b": "3"})]
+    (tmp_path / "b.csv").write_bytes(b"a,a\n1,2\n")
+    assert problems(read(tmp_path, "b.csv", 5)) == {1: "header line has a column twice"}
+
+
+def test_another_header_makes_other_rows(tmp_path: Path) -> None:
+    digests = []
+    for header in (b"a,b\n", b"b,a\n"):
+        (tmp_path / "a.csv").write_bytes(header + b"1,2\n")
+        (split,) = splits(tmp_path, "a.csv", 5)
+        digests.append(rows(tmp_path, split)[0])
+    assert digests[0] != digests[1]
+
+
+def test_a_text_file_is_a_document_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("One.\r\n\n  Two 猫\n".encode() + b"\xff\nlast")
+    found = same_at_every_size(tmp_path, "a.txt")
+    assert [row.value for row in found if row.problem is None] == [
+        {"text": "One."},
+        {"text": "  Two 猫"},
+        {"text": "last"},
+    ]
+    assert problems(found) == {3: "line is not UTF-8: byte 0"}
 
 
 # --- all kinds
 
 
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [("a.jsonl", b'{"a": 1}\n' * 8), ("a.json", b"[" + b"{}," * 7 + b"{}]"), ("a.csv", b"a\n" + b"1\n" * 8)],
+)
+def test_what_the_beginning_tells_of_the_whole(tmp_path: Path, file: str, data: bytes) -> None:
+    (tmp_path / file).write_bytes(data)
+    found = [share(tmp_path, split) for split in splits(tmp_path, file, 4)]
+    assert found[0] == pytest.approx(0.5, abs=0.06)
+    assert found[1] == pytest.approx(1, abs=0.06)
+
+
 def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"a\.csv: cannot read \*\.csv; sources list \.jsonl, \.parquet or \.tar files"
-    ):
-        splits(tmp_path, "a.csv", 10)
+    with pytest.raises(ValueError, match=r"a\.xls: cannot read \*\.xls; sources list \.jsonl, \.json, \.csv, "):
+        splits(tmp_path, "a.xls", 10)
 
 
 def test_splits_of_no_rows_are_refused(tmp_path: Path) -> None:
@@ -390,9 +531,9 @@ def test_splits_of_no_rows_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_the_disk_s_failure_and_no_row(tmp_path: Path) -> None:
-    for file in ("a.jsonl", "a.parquet", "a.tar"):
+    for file in ("a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet", "a.tar"):
         with pytest.raises(FileNotFoundError):
-            splits(tmp_path, file, 10)
+            list(splits(tmp_path, file, 10))
 
 
 @pytest.mark.parametrize(

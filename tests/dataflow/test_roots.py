@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from dataflow.media import Corrupt
+from dataflow import roots as roots_module
+from dataflow.media import Corrupt, Missing
 from dataflow.roots import MAX_BYTES, Roots
 
 
@@ -80,26 +83,26 @@ def test_a_source_without_a_folder_says_which_flag_gives_it_one(data: Path) -> N
     ],
 )
 def test_a_path_that_ends_inside_is_followed(roots: Roots, data: Path, path: str, ends_at: str) -> None:
-    assert roots.read("cambrian", path) == ends_at.encode()
+    assert roots.files("cambrian")(path) == ends_at.encode()
     assert roots.find("cambrian", path) == data.parent / ends_at
 
 
 def test_absolute_paths_are_followed_when_they_end_inside(roots: Roots, data: Path) -> None:
-    assert roots.read("cambrian", f"{data}/metaclip/2.jpg") == b"data/metaclip/2.jpg"
-    assert roots.read("cambrian", f"{data.parent}/shared/train2017/3.jpg") == b"shared/train2017/3.jpg"
+    assert roots.files("cambrian")(f"{data}/metaclip/2.jpg") == b"data/metaclip/2.jpg"
+    assert roots.files("cambrian")(f"{data.parent}/shared/train2017/3.jpg") == b"shared/train2017/3.jpg"
 
 
 def test_links_are_followed_when_they_end_inside(roots: Roots, data: Path) -> None:
     (data / "cambrian/link").symlink_to(data.parent / "shared/train2017")
     (data / "cambrian/one.jpg").symlink_to("../metaclip/2.jpg")
-    assert roots.read("cambrian", "link/3.jpg") == b"shared/train2017/3.jpg"
-    assert roots.read("cambrian", "one.jpg") == b"data/metaclip/2.jpg"
+    assert roots.files("cambrian")("link/3.jpg") == b"shared/train2017/3.jpg"
+    assert roots.files("cambrian")("one.jpg") == b"data/metaclip/2.jpg"
 
 
 def test_a_declared_folder_may_itself_be_a_link(data: Path) -> None:
     (data.parent / "link").symlink_to(data)
     for roots in (Roots.parse([str(data.parent / "link")]), Roots(base=data.parent / "link")):
-        assert roots.read("cambrian", "coco/1.jpg") == b"data/cambrian/coco/1.jpg"
+        assert roots.files("cambrian")("coco/1.jpg") == b"data/cambrian/coco/1.jpg"
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ def test_a_declared_folder_may_itself_be_a_link(data: Path) -> None:
 )
 def test_a_path_that_leaves_by_dots_or_from_the_root_is_refused(roots: Roots, path: str) -> None:
     with pytest.raises(Corrupt, match="leaves the declared folders: admit it by --data NAME="):
-        roots.read("cambrian", path)
+        roots.files("cambrian")(path)
 
 
 def test_an_absolute_path_is_told_the_flag_that_would_admit_it(roots: Roots, data: Path) -> None:
@@ -115,7 +118,7 @@ def test_an_absolute_path_is_told_the_flag_that_would_admit_it(roots: Roots, dat
         roots.find("cambrian", f"{data.parent}/secret/4.jpg")
     assert str(problem.value).endswith(f"admit it by --data NAME={data.parent}/secret")
     admitted = Roots(base=data, named={"NAME": data.parent / "secret"})
-    assert admitted.read("cambrian", f"{data.parent}/secret/4.jpg") == b"secret/4.jpg"
+    assert admitted.files("cambrian")(f"{data.parent}/secret/4.jpg") == b"secret/4.jpg"
 
 
 def test_links_out_of_the_declared_folders_are_refused(roots: Roots, data: Path) -> None:
@@ -124,7 +127,7 @@ def test_links_out_of_the_declared_folders_are_refused(roots: Roots, data: Path)
     (data / "cambrian/chain").symlink_to("folder")
     for path in ("file.jpg", "folder/4.jpg", "chain/4.jpg", "folder/../secret/4.jpg"):
         with pytest.raises(Corrupt, match="leaves the declared folders"):
-            roots.read("cambrian", path)
+            roots.files("cambrian")(path)
 
 
 def test_a_folder_whose_name_begins_like_a_declared_one_is_outside(data: Path) -> None:
@@ -137,25 +140,25 @@ def test_a_folder_whose_name_begins_like_a_declared_one_is_outside(data: Path) -
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("coco/9.jpg", "picture 'coco/9.jpg' is not there"),
+        ("coco/9.jpg", "file 'coco/9.jpg' is not there"),
         ("coco/1.jpg/more", "is not there"),
-        ("coco", "picture 'coco' is no file"),
-        ("pipe", "picture 'pipe' is no file"),
-        ("..", "picture '..' is no file"),
-        ("", "picture path '' is no path"),
+        ("coco", "'coco' is no file"),
+        ("pipe", "'pipe' is no file"),
+        ("..", "'..' is no file"),
+        ("", "path '' is no path"),
         ("  ", "is no path"),
-        ("a\0b", r"picture path 'a\\x00b' is no path"),
-        ("half \ud83d.jpg", r"picture path 'half \\ud83d.jpg' is no path"),
+        ("a\0b", r"path 'a\\x00b' is no path"),
+        ("half \ud83d.jpg", r"path 'half \\ud83d.jpg' is no path"),
         ("circle", "cannot be followed: Too many levels of symbolic links"),
         ("x" * 5000, "cannot be followed: File name too long"),
-        ("line\nend.jpg", r"picture 'line\\nend.jpg' is not there"),
+        ("line\nend.jpg", r"file 'line\\nend.jpg' is not there"),
     ],
 )
 def test_what_is_no_file_is_named_in_one_short_printable_line(roots: Roots, data: Path, path: str, says: str) -> None:
     os.mkfifo(data / "cambrian/pipe")
     (data / "cambrian/circle").symlink_to("circle")
     with pytest.raises(Corrupt, match=says) as problem:
-        roots.read("cambrian", path)
+        roots.files("cambrian")(path)
     assert str(problem.value).isprintable()
     assert len(str(problem.value)) < 400
 
@@ -179,4 +182,66 @@ def test_a_row_cannot_make_us_read_a_huge_file(roots: Roots, data: Path) -> None
     with (data / "cambrian/all.jsonl").open("wb") as stream:
         stream.truncate(MAX_BYTES + 1)  # sparse: takes no disk
     with pytest.raises(Corrupt, match=f"is {MAX_BYTES + 1} bytes, over {MAX_BYTES}"):
-        roots.read("cambrian", "all.jsonl")
+        roots.files("cambrian")("all.jsonl")
+
+
+# --- what else a row may read
+
+
+def zipped(path: Path, *members: tuple[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+
+
+def test_a_folder_s_plain_files_are_named_in_order(roots: Roots, data: Path) -> None:
+    frames = data / "cambrian/frames/-x_1"
+    (frames / "deeper").mkdir(parents=True)
+    for name in ("c01_0002.jpeg", "c01_0001.jpeg", ".c01_0003.jpeg"):
+        (frames / name).write_bytes(b"")
+    files = roots.files("cambrian")
+    assert files.names("frames/-x_1") == ["c01_0001.jpeg", "c01_0002.jpeg"]
+    with pytest.raises(Missing, match="file 'frames/gone' is not there"):
+        files.names("frames/gone")
+    with pytest.raises(Corrupt, match="'one.jpg' is no folder"):
+        (data / "cambrian/one.jpg").write_bytes(b"")
+        files.names("one.jpg")
+    with pytest.raises(Corrupt, match="leaves the declared folders"):
+        files.names("../../secret")
+
+
+def test_a_stream_seeks_and_follows_the_same_rules(roots: Roots) -> None:
+    with roots.files("cambrian").open("coco/1.jpg") as stream:
+        assert stream.seek(5) == 5
+        assert stream.read(5) == b"cambr"
+    with pytest.raises(Corrupt, match="leaves the declared folders"):
+        roots.files("cambrian").open("../../secret/4.jpg")
+
+
+def test_a_zip_member_is_read_by_its_name_and_never_leaves_its_archive(roots: Roots, data: Path) -> None:
+    zipped(data / "cambrian/a.zip", ("panda/x.mp4", b"clip"), ("../../secret/9.jpg", b"inside"))
+    files = roots.files("cambrian")
+    assert files.member("a.zip", "panda/x.mp4") == b"clip"
+    assert files.member("a.zip", "../../secret/9.jpg") == b"inside"  # a name in the archive, no path on the disk
+    with pytest.raises(Missing, match=re.escape("member 'y.mp4' of 'a.zip' is not there")):
+        files.member("a.zip", "y.mp4")
+    with pytest.raises(Missing, match="file 'b.zip' is not there"):
+        files.member("b.zip", "y.mp4")
+
+
+def test_zip_bombs_and_broken_zips_are_named(roots: Roots, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roots_module, "MAX_BYTES", 1 << 20)
+    zipped(data / "cambrian/bomb.zip", ("x.mp4", bytes(2 << 20)))
+    whole = (data / "cambrian/bomb.zip").read_bytes()
+    (data / "cambrian/cut.zip").write_bytes(whole[:-40])
+    damaged = bytearray(whole)
+    damaged[60] ^= 0xFF
+    (data / "cambrian/damaged.zip").write_bytes(damaged)
+    files = roots.files("cambrian")
+    with pytest.raises(Corrupt, match=re.escape("member 'x.mp4' of 'bomb.zip' is over 1048576 bytes when unpacked")):
+        files.member("bomb.zip", "x.mp4")
+    with pytest.raises(Corrupt, match="archive 'cut.zip' does not open: File is not a zip file"):
+        files.member("cut.zip", "x.mp4")
+    with pytest.raises(Corrupt, match="of 'damaged.zip' (does not read|is over)"):
+        files.member("damaged.zip", "x.mp4")

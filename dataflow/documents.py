@@ -1,0 +1,124 @@
+"""JSON documents as rows, without loading them: where each item lies, so that a split is a span of the document.
+
+    [{...}, {...}]                   a list: its items
+    {"train": [{...}], "val": [...]} an object of lists: the items of each, in order
+    {"<name>": {...}, ...}           an object of anything else: {"__key__": name, **object}, or "value": what it holds
+
+Only brackets, commas and strings are looked at; an item is parsed by itself, so one that is damaged harms no other. An
+incremental parser was tried: it stops at the first NaN, half surrogate pair or bad byte and loses the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
+_ENTRY = re.compile(rb'\s*("(?:[^"\\]++|\\.)*+")\s*:(.*)', re.DOTALL)
+_QUOTE, _COMMA, _LIST = b'",['
+_OPEN, _CLOSE = b"[{", b"]}"
+_BOM = b"\xef\xbb\xbf"
+
+_BLANK = re.compile(rb"\s*")
+
+
+class Broken(ValueError):
+    """A document that ends before its end, or is none; the message is the reason."""
+
+
+def spans(path: Path) -> Iterator[tuple[int, int, int]]:
+    """(first byte, byte after the last, number of its list) of each item; a comma parts two items of one list.
+
+    Raises:
+        Broken: after what could be read.
+    """
+    if path.stat().st_size == 0:
+        raise Broken("document is 0 bytes")
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield from _spans(data)
+
+
+def _spans(data: mmap.mmap) -> Iterator[tuple[int, int, int]]:
+    depth, start, root = 0, 0, None
+    level, number = 1, 0  # the depth at which a comma parts two items; of the list
+    for token in _TOKEN.finditer(data):
+        at = token.start()
+        byte = data[at]
+        if byte == _QUOTE:
+            if token.end() - at == 1:
+                break  # a string without an end: so has the document
+        elif byte == _COMMA:
+            if depth == level:
+                if not _blank(data, start, at):
+                    yield start, at, number
+                start = at + 1
+        elif byte in _OPEN:
+            depth += 1
+            if depth == 1:
+                if data[start:at].strip() not in (b"", _BOM):
+                    break
+                root, start = byte, at + 1
+            elif depth == 2 and root != _LIST and byte == _LIST:
+                level, number, start = 2, number + 1, at + 1
+        else:
+            if depth == level:
+                if not _blank(data, start, at):
+                    yield start, at, number
+                start = at + 1
+                if level == 2:
+                    level, number = 1, number + 1
+            depth -= 1
+            if depth == 0:
+                if rest := data[at + 1 : at + 1001].strip():
+                    raise Broken(_after(rest, at + 1))
+                return
+    if root is None:
+        raise Broken("document is neither a list nor an object")
+    raise Broken("document is cut off or broken: its end is missing, and with it what comes after the last whole row")
+
+
+def _after(rest: bytes, place: int) -> str:
+    if rest[:1] in (b"{", b"["):
+        return f"document ends at byte {place} and another follows: are these JSON lines? rename the file to .jsonl"
+    return f"document ends at byte {place} and {rest[:20]!r} follows: it is broken, or two files in one"
+
+
+def rows(data: bytes) -> Iterator[bytes]:
+    """The items in the bytes from the first to the last of consecutive spans of one list."""
+    depth, start = 0, 0
+    for token in _TOKEN.finditer(data):
+        byte = data[token.start()]
+        if byte == _COMMA and depth == 0:
+            if not _blank(data, start, token.start()):
+                yield data[start : token.start()].strip()
+            start = token.end()
+        elif byte in _OPEN:
+            depth += 1
+        elif byte in _CLOSE:
+            depth -= 1
+    if not _blank(data, start, len(data)):
+        yield data[start:].strip()
+
+
+def value(item: bytes) -> Any:
+    """An item as a row's value.
+
+    Raises: what `json.loads` and `bytes.decode` do.
+    """
+    entry = _ENTRY.match(item)
+    if entry is None:
+        held = json.loads(item.decode())
+        return held if isinstance(held, dict) else {"value": held}
+    held = json.loads(entry[2].decode())
+    name = json.loads(entry[1].decode())
+    return {**held, "__key__": name} if isinstance(held, dict) else {"__key__": name, "value": held}
+
+
+def _blank(data: bytes | mmap.mmap, start: int, end: int) -> bool:
+    """Whether only white space lies there: in `[ ]`, or after a list in an object."""
+    found = _BLANK.match(data, start, end)
+    return found is not None and found.end() == end
