@@ -87,8 +87,21 @@ def _after(rest: bytes, place: int) -> str:
     return f"document ends at byte {place} and {rest[:20]!r} follows: it is broken, or two files in one"
 
 
-def rows(data: bytes) -> Iterator[bytes]:
-    """The items in the bytes from the first to the last of consecutive spans of one list."""
+def together(data: bytes, count: int) -> list[Any] | None:
+    """The values of `count` items, given the bytes from the first to the last of them; None if any does not parse."""
+    keyed = _ENTRY.match(data) is not None
+    try:
+        text = data.decode()
+        held = json.loads(f"{{{text}}}" if keyed else f"[{text}]")
+    except (ValueError, RecursionError):
+        return None
+    if len(held) != count:  # a name that comes twice
+        return None
+    return [_named(name, value) for name, value in held.items()] if keyed else [_object(value) for value in held]
+
+
+def apart(data: bytes) -> Iterator[bytes]:
+    """The same items one by one, so that those that do not parse can be told."""
     depth, start = 0, 0
     for token in _TOKEN.finditer(data):
         byte = data[token.start()]
@@ -104,18 +117,23 @@ def rows(data: bytes) -> Iterator[bytes]:
         yield data[start:].strip()
 
 
-def value(item: bytes) -> Any:
+def value(item: bytes) -> dict[str, Any]:
     """An item as a row's value.
 
     Raises: what `json.loads` and `bytes.decode` do.
     """
     entry = _ENTRY.match(item)
     if entry is None:
-        held = json.loads(item.decode())
-        return held if isinstance(held, dict) else {"value": held}
-    held = json.loads(entry[2].decode())
-    name = json.loads(entry[1].decode())
-    return {**held, "__key__": name} if isinstance(held, dict) else {"__key__": name, "value": held}
+        return _object(json.loads(item.decode()))
+    return _named(json.loads(entry[1].decode()), json.loads(entry[2].decode()))
+
+
+def _object(held: Any) -> dict[str, Any]:
+    return held if isinstance(held, dict) else {"value": held}
+
+
+def _named(name: str, held: Any) -> dict[str, Any]:
+    return {**_object(held), "__key__": name}
 
 
 def _blank(data: bytes | mmap.mmap, start: int, end: int) -> bool:

@@ -236,8 +236,13 @@ def _document_splits(path: Path, file: str, size: int) -> Iterator[Split]:
 
 
 def _document_rows(data: bytes, split: Split, header: bytes) -> Iterator[Row]:
-    for number, item in enumerate(documents.rows(data), split.first):
-        yield _parsed(number, item, documents.value, "item")
+    values = documents.together(data, split.rows)
+    if values is None:
+        for number, item in enumerate(documents.apart(data), split.first):
+            yield _parsed(number, item, documents.value, "item")
+    else:
+        for number, value in enumerate(values, split.first):
+            yield Row(number, value)
 
 
 def _parquet_splits(path: Path, file: str, size: int) -> Iterator[Split]:
