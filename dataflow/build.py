@@ -21,7 +21,7 @@ from typing import Any
 
 from dataflow import readers, shards
 from dataflow.filters import Filter
-from dataflow.media import Corrupt, Missing
+from dataflow.media import Corrupt, LeftOut, Missing
 from dataflow.readers import Row, Split
 from dataflow.record import Candidate, Lineage, Record, Text, key
 from dataflow.roots import Roots
@@ -125,7 +125,7 @@ class ShardJob:
                 entries=shard.entries,
                 ledger=tuple(ledger),
             )
-        write_atomically(receipt_path(folder, number), json.dumps(receipt, default=_fields).encode())
+        write_receipt(folder, receipt)
 
     def preview(self, split: Split, number: int) -> tuple[list[Record], list[LedgerRow]]:
         """The records and ledger rows of a split; nothing is written."""
@@ -168,19 +168,10 @@ class ShardJob:
             if problem is not None:
                 yield problem
                 continue
-            record = self._record(candidate, key(self.source.name, number, place, index), split.file, row.number)
+            lineage = Lineage(file=split.file, row=row.number)
+            record = record_of(candidate, key(self.source.name, number, place, index), self.source.name, lineage)
             reason = self._dropped(record)
             yield record if reason is None else reason
-
-    def _record(self, candidate: Candidate, record_key: str, file: str, row: int) -> Record:
-        return Record(
-            key=record_key,
-            source=self.source.name,
-            task=candidate.task,
-            messages=candidate.messages,
-            media=candidate.media,
-            lineage=Lineage(file=file, row=row),
-        ).checked()
 
     def _dropped(self, record: Record) -> _Filtered | None:
         for rule in self.filters:
@@ -188,6 +179,21 @@ class ShardJob:
             if reason is not None:
                 return _Filtered(f"{type(rule).__name__}: {reason}")
         return None
+
+
+def record_of(candidate: Candidate, key: str, source: str, lineage: Lineage) -> Record:
+    """A candidate that has its key and its origin.
+
+    Raises: ValueError: it breaks the contract of records.
+    """
+    return Record(
+        key=key,
+        source=source,
+        task=candidate.task,
+        messages=candidate.messages,
+        media=candidate.media,
+        lineage=lineage,
+    ).checked()
 
 
 class _Filtered(str):
@@ -210,6 +216,11 @@ def _unwritable(candidate: Candidate) -> Corrupt | None:
 def receipt_path(folder: Path, number: int) -> Path:
     """Where a shard's receipt lies while its corpus is being built."""
     return folder / f".{number:05d}.receipt.json"
+
+
+def write_receipt(folder: Path, receipt: Receipt) -> None:
+    """Leave a shard's receipt: after this the shard is built."""
+    write_atomically(receipt_path(folder, receipt.number), json.dumps(receipt, default=_fields).encode())
 
 
 def read_receipt(path: Path) -> Receipt:
@@ -286,9 +297,9 @@ def _shards_of(earlier: Path) -> list[dict[str, Any]]:
 def _ledger_row(
     file: str, row: int, shard: int, kept: int, verdicts: Sequence[Record | _Filtered | Corrupt]
 ) -> LedgerRow:
-    filtered = sum(isinstance(verdict, _Filtered) for verdict in verdicts)
+    filtered = sum(isinstance(verdict, _Filtered | LeftOut) for verdict in verdicts)
     missing = sum(isinstance(verdict, Missing) for verdict in verdicts)
-    corrupt = sum(isinstance(verdict, Corrupt) for verdict in verdicts) - missing
+    corrupt = sum(isinstance(verdict, Corrupt) and not isinstance(verdict, Missing | LeftOut) for verdict in verdicts)
     reasons = [
         f"candidate {index}: {verdict}" if len(verdicts) > 1 else str(verdict)
         for index, verdict in enumerate(verdicts)

@@ -26,9 +26,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dataflow import shards
+from dataflow import adopt, shards
 from dataflow.build import LedgerRow, Receipt, sync_folder, write_atomically
-from dataflow.record import Record
+from dataflow.record import Lineage, Record
 
 SCHEMA = 2  # of the manifest and the two tables
 _OPEN_SHARDS = 256  # memory maps kept at a time by a reader
@@ -106,11 +106,10 @@ def commit(
     counts = _counts(ledger_table)
     assert counts["candidates"] == sum(counts[name] for name in _OUTCOMES)
     assert counts["kept"] == index_table.num_rows
-    outcome = ledger_table["outcome"]
-    missing = pc.equal(outcome, "missing")
-    _bounded(ledger_table.filter(missing), ledger_table.num_rows, "max_missing", max_missing)
-    lost = pc.and_not(pc.not_equal(outcome, "kept"), missing)
-    _bounded(ledger_table.filter(lost), ledger_table.num_rows, "max_dropped", max_dropped)
+    outcome = pc.field("outcome")
+    _bounded(ledger_table.filter(outcome == "missing"), ledger_table.num_rows, "max_missing", max_missing)
+    lost = ledger_table.filter(~outcome.isin(["kept", "missing"]))
+    _bounded(lost, ledger_table.num_rows, "max_dropped", max_dropped)
     sha256 = {}
     for receipt in receipts:
         sha256[shards.name(receipt.number)] = receipt.sha256
@@ -225,6 +224,8 @@ class BuiltCorpus:
         self._columns = {name: self.table[name].to_numpy() for name in ("shard", "offset", "size")}
         self._keys = self.table["key"].combine_chunks()
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        step = self.manifest["step"]
+        self._adopted = adopt.source(step["source"]) if step.get("shards") == "adopted" else None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -261,7 +262,11 @@ class BuiltCorpus:
         shard, offset, size = (int(self._columns[name][row]) for name in ("shard", "offset", "size"))
         key = self._keys[row].as_py()
         try:
-            return shards.read(memoryview(self._map(shard))[offset : offset + size], key)
+            data = memoryview(self._map(shard))[offset : offset + size]
+            if self._adopted is None:
+                return shards.read(data, key)
+            lineage = Lineage(file=self.manifest["inputs"][shard]["file"], row=int(key[-4:]))
+            return adopt.read(data, key, lineage, self._adopted)
         except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
             raise ValueError(
                 f"record {key} cannot be read from {self.folder / shards.name(shard)} ({error}): "

@@ -353,25 +353,35 @@ def _tar_splits(path: Path, file: str, size: int) -> Iterator[Split]:
 
 
 def _tar_rows(path: Path, split: Split) -> Iterator[Row]:
-    """Samples as {"__key__": name, extension: bytes}; an extension keeps its case folded, as webdataset does."""
-    number, key, value, problem = split.first - 1, None, {}, None
-    total = path.stat().st_size
+    number = split.first - 1
     with path.open("rb") as stream:
-        stream.seek(split.offset)
-        with tarfile.open(fileobj=stream, mode="r:") as archive:  # from here on, not from the file's first byte
-            while (member := _next(archive)) is not None and member.offset < split.end:
-                name = _sample_key(member.name)
-                if name != key:
-                    if number >= split.first:
-                        yield Row(number, value, problem)
-                    number, key, value, problem = number + 1, name, {"__key__": name}, None
-                problem = _take(member, stream, split.end, value) or problem
-                if not _fits(member, archive, total):
-                    break
-    if number >= split.first:
-        yield Row(number, value, problem)
+        for row in samples(stream, split, path.stat().st_size):
+            number = row.number
+            yield row
     if number + 1 != split.first + split.rows:
         raise ValueError(f"{path} is not what it was when its splits were planned: build again")
+
+
+def samples(stream: BinaryIO, split: Split, total: int) -> Iterator[Row]:
+    """The samples of a split as {"__key__": name, extension: bytes}; extensions in lower case, as webdataset has them.
+
+    Args:
+        stream: the tar, or the bytes of the split alone when it begins at 0. total: its size in bytes.
+    """
+    number, key, value, problem = split.first - 1, None, {}, None
+    stream.seek(split.offset)
+    with tarfile.open(fileobj=stream, mode="r:") as archive:  # from here on, not from the file's first byte
+        while (member := _next(archive)) is not None and member.offset < split.end:
+            name = _sample_key(member.name)
+            if name != key:
+                if number >= split.first:
+                    yield Row(number, value, problem)
+                number, key, value, problem = number + 1, name, {"__key__": name}, None
+            problem = _take(member, stream, split.end, value) or problem
+            if not _fits(member, archive, total):
+                break
+    if number >= split.first:
+        yield Row(number, value, problem)
 
 
 def _take(member: tarfile.TarInfo, stream: BinaryIO, end: int, value: dict[str, Any]) -> str | None:

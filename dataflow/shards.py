@@ -12,7 +12,7 @@ import hashlib
 import os
 import struct
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ def write(records: Iterable[Record], path: Path, number: int) -> Shard:
         for record in records:
             pieces = _pieces(record)
             tar.write(pieces)
-            entries.append(_entry(record, number, offset, pieces))
+            entries.append(entry(record, number, offset, pieces))
             offset += entries[-1].size
         end = bytes(2 * _BLOCK + -(offset + 2 * _BLOCK) % _RECORD)
         tar.write([end])
@@ -223,7 +223,8 @@ _BEFORE_SIZE, _AFTER_SIZE, _AFTER_CHECKSUM = _fixed()[100:124], _fixed()[135:148
 _FIXED_SUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE) + sum(_AFTER_CHECKSUM) + 7 * 0x20
 
 
-def _entry(record: Record, number: int, offset: int, pieces: list[bytes]) -> Entry:
+def entry(record: Record, number: int, offset: int, pieces: Sequence[bytes]) -> Entry:
+    """The index row of a record whose bytes in shard `number` are `pieces`, from byte `offset` on."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from dataflow.mixture import Mixture
 from dataflow.roots import Roots
 from pipelines import recipe
-from pipelines.corpus import Corpus
+from pipelines.corpus import Checked, Corpus
 from pipelines.step import HOUSE, Place
 from pipelines.training import Training
 
@@ -182,24 +182,51 @@ def _show(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def _check(options: argparse.Namespace, words: list[str]) -> int:
-    from dataflow import index
     from pipelines import corpus
 
     place = Place(root=Path("runs").absolute(), roots=Roots.parse(options.data))
     value = _value(options)
     if not (corpora := _corpora(value)):
         raise ValueError(f"{options.recipe} is a {type(value).__name__}, it has no corpora: see interlace list")
+    checked, wrong = [], 0
     for each in corpora:
-        found = corpus.check(each, place, rows=options.rows)
-        dropped = len(found.ledger) - sum(row.outcome == "kept" for row in found.ledger)
-        average = found.bytes / found.kept / 1000 if found.kept else 0
+        try:
+            checked.append(corpus.check(each, place, rows=options.rows))
+        except ValueError as error:
+            print(f"{each.name}: {_one_line(error)}", file=sys.stderr, flush=True)
+            wrong += 1
+            continue
+        wrong += _say_checked(checked[-1], checked[-1].stops(each))
+    if len(corpora) > 1:
+        read, kept = sum(len(each.ledger) for each in checked), sum(each.kept for each in checked)
+        disk = _gigabytes(sum(each.bytes / each.seen for each in checked if each.seen))
+        print(f"{len(checked)} of {len(corpora)} sources: {read} rows read, {kept} records kept; {disk} for a build")
+    return 1 if wrong else 0
+
+
+def _say_checked(found: Checked, stops: str | None) -> bool:
+    """A source's rows by outcome, what a build of it takes, and each kind of reason with an example."""
+    from dataflow import index
+
+    outcomes = ", ".join(f"{found.rows(name)} {name}" for name in ("kept", "filtered", "corrupt", "missing"))
+    print(f"{found.name}: {len(found.ledger)} rows read: {outcomes}", flush=True)
+    if found.kept:
+        about = "" if found.seen >= 1 else "about "
+        rows = f"{len(found.ledger) / found.seen:.0f}" if found.seen else "?"
+        disk = _gigabytes(found.bytes / found.seen) if found.seen else "?"
         print(
-            f"{found.name}: {len(found.ledger)} rows read, {found.kept} records kept, {dropped} rows dropped; "
-            f"{average:.1f} kB a record on disk"
+            f"  {found.kept} records of {found.bytes / found.kept / 1000:.1f} kB; "
+            f"{about}{rows} rows in all, {disk} for a build"
         )
-        for drop in index.tally(found.ledger):
-            print(f"  {drop.rows} {drop.outcome}: {drop.example.reason}  ({drop.example.file} row {drop.example.row})")
-    return 0
+    for drop in index.tally(found.ledger):
+        print(f"  {drop.rows} {drop.outcome}: {drop.example.reason}  ({drop.example.file} row {drop.example.row})")
+    if stops:
+        print(f"  {stops}")
+    return stops is not None
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _build(options: argparse.Namespace, words: list[str]) -> int:

@@ -12,22 +12,25 @@ import math
 import re
 import shutil
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from dataflow import index, media, readers, shards
+from dataflow import adopt, index, media, readers, shards
 from dataflow.build import LedgerRow, ShardJob, read_receipt, receipt_path, sync_folder, write_atomically
 from dataflow.readers import Split
 from pipelines.recipe import describe, key
 from pipelines.step import Place, Progress, alone, cluster, each, finished
 
 _CHECKED_FILES = 10  # at most, of a corpus that is only looked into
+_PREVIEWED = 100  # rows held at a time while looking: their pictures are in memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     """A source, built: which filters it passes, how many input rows make a shard.
 
+    shards: `adopted` links to the tars of the source, a shard each, where `built` writes shards of our own.
     max_dropped: share of input rows that may be lost before the build stops; max_missing: the same of rows that name a
     file that is not there, so that a part of a corpus is a corpus.
     """
@@ -37,6 +40,7 @@ class Corpus:
     rows_per_shard: int = 1000
     max_dropped: float = 0.1
     max_missing: float = 0.1
+    shards: Literal["built", "adopted"] = "built"
     version: ClassVar[int] = 1
 
     @property
@@ -147,12 +151,32 @@ def build(corpus: Corpus, place: Place, *, rehash: bool = False) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What some rows of a corpus would give: nothing was written. bytes: of the kept records as they lie in a shard."""
+    """What some rows of a corpus would give: nothing was written.
+
+    kept: records. bytes: of these as they lie in a shard. seen: which part of the input was read, 0..1.
+    """
 
     name: str
     ledger: tuple[LedgerRow, ...]
     kept: int
     bytes: int
+    seen: float
+
+    def rows(self, outcome: str) -> int:
+        """Input rows of this outcome."""
+        return sum(row.outcome == outcome for row in self.ledger)
+
+    def stops(self, corpus: Corpus) -> str | None:
+        """Why a build would stop when all rows are like these."""
+        missing, total = self.rows("missing"), max(1, len(self.ledger))
+        dropped = len(self.ledger) - self.rows("kept") - missing
+        for name, lost, limit in (
+            ("max_missing", missing, corpus.max_missing),
+            ("max_dropped", dropped, corpus.max_dropped),
+        ):
+            if lost > limit * total:
+                return f"a build would stop: {lost} of {total} rows lost, over {name}={limit}"
+        return None
 
 
 def check(corpus: Corpus, place: Place, *, rows: int) -> Checked:
@@ -163,40 +187,46 @@ def check(corpus: Corpus, place: Place, *, rows: int) -> Checked:
     """
     found = inputs(corpus, place)
     folder = place.roots.source(corpus.source.name)
-    job = ShardJob(
-        source=corpus.source,
-        filters=corpus.filters,
-        roots=place.roots,
-        recipe_key=corpus.recipe_key(),
-        earlier={},
-    )
+    job = _job(corpus, place, earlier={})
+    sizes = {file: size for file, size, _ in found.listing}
     files = found.files[:: max(1, len(found.files) // _CHECKED_FILES)][:_CHECKED_FILES]
     share = math.ceil(rows / len(files))
-    size = min(corpus.rows_per_shard, share)
+    size = min(corpus.rows_per_shard, share, _PREVIEWED)
     ledger: list[LedgerRow] = []
-    kept, weight = 0, 0
+    kept, weight, seen = 0, 0, 0.0
+    progress = Progress(f"{corpus.name} (check)", rows, "rows")
     for file in files:
-        for number, split in enumerate(readers.splits(folder, file, size)[: share // size]):
+        part = 0.0
+        for number, split in enumerate(islice(readers.splits(folder, file, size), share // size)):
             records, read = job.preview(split, number)
             ledger += read
             kept += len(records)
             weight += sum(shards.size(record) for record in records)
-    return Checked(name=corpus.name, ledger=tuple(ledger), kept=kept, bytes=weight)
+            part = readers.share(folder, split)
+            progress.advance(len(read))
+        seen += part * sizes[file]
+    return Checked(
+        name=corpus.name, ledger=tuple(ledger), kept=kept, bytes=weight, seen=seen / max(1, sum(sizes.values()))
+    )
+
+
+def _job(corpus: Corpus, place: Place, *, earlier: dict[str, str]) -> ShardJob:
+    return ShardJob(
+        source=corpus.source,
+        filters=corpus.filters,
+        roots=place.roots,
+        recipe_key=corpus.recipe_key(),
+        earlier=earlier,
+    )
 
 
 def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, rehash: bool) -> None:
     source_folder = place.roots.source(corpus.source.name)
     plan = _plan(corpus, source_folder, found, work)
-    job = ShardJob(
-        source=corpus.source,
-        filters=corpus.filters,
-        roots=place.roots,
-        recipe_key=corpus.recipe_key(),
-        earlier={} if rehash else _earlier(corpus, place),
-    )
+    job = _job(corpus, place, earlier={} if rehash else _earlier(corpus, place))
     todo = [(split, number) for number, split in enumerate(plan) if not receipt_path(work, number).is_file()]
     progress = Progress(f"{work.name}", len(todo), "shards")
-    for _ in each(_shard_task, (job, str(work)), todo, progress):
+    for _ in each(_shard_task, (job, corpus.shards, str(work)), todo, progress):
         pass
     receipts = [read_receipt(receipt_path(work, number)) for number in range(len(plan))]
     try:
@@ -218,7 +248,7 @@ def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, re
     progress.close(
         f"{counts['rows']} rows, {counts['kept']} records kept, "
         f"{counts['filtered']} filtered, {counts['corrupt']} corrupt, {counts['missing']} missing; "
-        f"{len(plan) - linked} shards built, {linked} linked"
+        f"{len(plan) - linked} shards {corpus.shards}, {linked} linked"
     )
 
 
@@ -229,21 +259,25 @@ def _plan(corpus: Corpus, source_folder: Path, found: Inputs, work: Path) -> lis
         made: dict[str, list[Split]] = {}
         progress = Progress(f"{work.name} (plan)", len(found.files), "files")
         tasks = [(file, corpus.rows_per_shard) for file in found.files]
-        for file, splits in each(_plan_task, str(source_folder), tasks, progress):
+        for file, splits in each(_plan_task, (str(source_folder), corpus.shards), tasks, progress):
             made[file] = splits
         write_atomically(path, json.dumps([asdict(s) for file in found.files for s in made[file]]).encode())
     return [Split(**fields) for fields in json.loads(path.read_bytes())]
 
 
-def _plan_task(source_folder: str, task: tuple[str, int]) -> tuple[str, list[Split]]:
+def _plan_task(shared: tuple[str, str], task: tuple[str, int]) -> tuple[str, list[Split]]:
+    folder, shards = Path(shared[0]), shared[1]
     file, rows_per_shard = task
-    return file, list(readers.splits(Path(source_folder), file, rows_per_shard))
+    return file, adopt.plan(folder, file) if shards == "adopted" else list(readers.splits(folder, file, rows_per_shard))
 
 
-def _shard_task(shared: tuple[ShardJob, str], task: tuple[Split, int]) -> None:
-    job, work = shared
+def _shard_task(shared: tuple[ShardJob, str, str], task: tuple[Split, int]) -> None:
+    job, shards, work = shared
     split, number = task
-    job.build(split, number, Path(work))
+    if shards == "adopted":
+        adopt.adopt(job, split, number, Path(work))
+    else:
+        job.build(split, number, Path(work))
 
 
 def _finish(work: Path, final: Path) -> None:

@@ -1,0 +1,162 @@
+"""Foreign tars as shards: not copied, read by their source, verified, and refused when they break the rules."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import webdataset as wds
+from upstream import Build, file, jpeg, metaclip_json, photo, tar
+
+from dataflow import adopt, index, readers
+from dataflow.build import ShardJob, read_receipt, receipt_path
+from dataflow.index import BuiltCorpus
+from dataflow.media import Corrupt
+from dataflow.record import Lineage
+from dataflow.roots import Roots
+from dataflow.sources.metaclip import MetaClip
+
+STEP = {"shards": "adopted", "source": {"is": "dataflow.sources.metaclip:MetaClip", "name": "metaclip"}}
+
+
+def pairs(count: int, *, first: int = 0) -> list[tuple[str, bytes]]:
+    members = []
+    for number in range(first, first + count):
+        uuid, fields = metaclip_json(f"http://example.com/{number}.jpg", f"a cat {number}", f"cat {number}, 猫")
+        members += [(f"{uuid}.jpeg", jpeg(64 + number, 48)), (f"{uuid}.json", fields)]
+    return members
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two tars of MetaCLIP: four pairs of which one has no text and one a palette picture, and three pairs."""
+    folder = tmp_path / "data/metaclip"
+    (folder / "0").mkdir(parents=True)
+    odd = [metaclip_json(f"http://example.com/{name}.png", *texts) for name, texts in (("no", ()), ("pal", ("cat",)))]
+    palette = file(photo().quantize(16), "PNG")
+    members = [*pairs(2), (f"{odd[0][0]}.jpeg", jpeg()), (f"{odd[0][0]}.json", odd[0][1])]
+    members += [(f"{odd[1][0]}.jpeg", palette), (f"{odd[1][0]}.json", odd[1][1])]
+    (folder / "0/0.tar").write_bytes(tar(*members))
+    (folder / "0/100.tar").write_bytes(tar(*pairs(3, first=10)))
+    return tmp_path / "data"
+
+
+def adopted(data: Path, folder: Path, *, source: Any = None, step: Any = None) -> BuiltCorpus:
+    source = source or MetaClip()
+    job = ShardJob(source=source, filters=(), roots=Roots(base=data), recipe_key="recipe", earlier={})
+    home = data / source.name
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = [split for name in source.files(home) for split in adopt.plan(home, name)]
+    for number, split in enumerate(plan):
+        adopt.adopt(job, split, number, folder)
+    receipts = [read_receipt(receipt_path(folder, number)) for number in range(len(plan))]
+    step = step or {**STEP, "source": {**STEP["source"], "version": MetaClip.version}}  # type: ignore[dict-item]
+    index.commit(folder, receipts, step=step, recipe_key="recipe", max_dropped=1.0, max_missing=1.0)
+    for leftover in folder.glob(".*"):
+        leftover.unlink()
+    return BuiltCorpus(folder)
+
+
+def test_an_adopted_corpus_holds_the_records_that_a_built_one_does(data: Path, tmp_path: Path, build: Build) -> None:
+    corpus = adopted(data, tmp_path / "adopted")
+    built = build(MetaClip(), rows=10_000)
+    assert [corpus.record(place) for place in range(len(corpus))] == [
+        built.record(place) for place in range(len(built))
+    ]
+    assert len(corpus) == 6
+    assert corpus.manifest["counts"] == built.manifest["counts"]
+    assert corpus.record(2).media[0].extension == "png"  # the palette picture, made RGB as ever
+    assert corpus.record(5).lineage == Lineage(file="0/100.tar", row=2)
+
+
+def test_no_media_are_copied_and_webdataset_reads_the_links(data: Path, tmp_path: Path) -> None:
+    folder = adopted(data, tmp_path / "adopted").folder
+    assert (folder / "00000.tar").is_symlink()
+    assert (folder / "00000.tar").resolve() == data / "metaclip/0/0.tar"
+    urls = [str(folder / name) for name in ("00000.tar", "00001.tar")]
+    assert sum(1 for _ in wds.WebDataset(urls, shardshuffle=False)) == 7  # type: ignore[attr-defined]
+
+
+def test_the_idx_cuts_every_sample(data: Path, tmp_path: Path) -> None:
+    folder = adopted(data, tmp_path / "adopted").folder
+    offsets = memoryview((folder / "00000.tar.idx").read_bytes()).cast("Q").tolist()
+    whole = (folder / "00000.tar").read_bytes()
+    assert len(offsets) == 5
+    for first, end in itertools.pairwise(offsets):
+        names = [
+            sample["__key__"] for sample in wds.WebDataset([_piece(tmp_path, whole[first:end])], shardshuffle=False)
+        ]  # type: ignore[attr-defined]
+        assert len(names) == 1
+
+
+def _piece(folder: Path, data: bytes) -> str:
+    (folder / "piece.tar").write_bytes(data + bytes(1024))
+    return str(folder / "piece.tar")
+
+
+def test_verify_sees_what_happens_to_the_tar(data: Path, tmp_path: Path) -> None:
+    folder = adopted(data, tmp_path / "adopted").folder
+    assert not [problem for _, problem in index.verify(folder) if problem]
+    path = data / "metaclip/0/100.tar"
+    whole = bytearray(path.read_bytes())
+    whole[600] ^= 1
+    path.write_bytes(whole)
+    assert [name for name, problem in index.verify(folder) if problem] == ["00001.tar"]
+    path.unlink()
+    assert dict(index.verify(folder))["00001.tar"] == "is missing"
+    with pytest.raises(ValueError, match=r"record metaclip_000010000 cannot be read from .*: run interlace verify"):
+        BuiltCorpus(folder).record(3)
+
+
+def test_a_tar_that_is_cut_off_or_empty_is_not_adopted(tmp_path: Path) -> None:
+    (tmp_path / "cut.tar").write_bytes(tar(*pairs(3))[:9000])
+    with pytest.raises(
+        ValueError, match=r"cut.tar cannot be adopted: archive is cut off or broken.*; leave it out, or"
+    ):
+        adopt.plan(tmp_path, "cut.tar")
+    (tmp_path / "empty.tar").write_bytes(tar())
+    with pytest.raises(ValueError, match=r"empty.tar cannot be adopted: it must hold 1 to 10000 samples"):
+        adopt.plan(tmp_path, "empty.tar")
+    with pytest.raises(
+        ValueError, match=r"rows.jsonl: only tars are adopted; build this corpus without shards=adopted"
+    ):
+        adopt.plan(tmp_path, "rows.jsonl")
+
+
+def test_a_tar_of_too_many_samples_is_not_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adopt, "MOST", 2)
+    (tmp_path / "a.tar").write_bytes(tar(*pairs(3)))
+    with pytest.raises(ValueError, match=r"it must hold 1 to 2 samples"):
+        adopt.plan(tmp_path, "a.tar")
+
+
+def test_the_source_of_an_adopted_corpus_must_be_the_one_it_was() -> None:
+    made = adopt.source({"is": "dataflow.sources.metaclip:MetaClip", "version": MetaClip.version, "name": "x"})
+    assert made == MetaClip(name="x")
+    with pytest.raises(ValueError, match=r"was version 99, this code has"):
+        adopt.source({"is": "dataflow.sources.metaclip:MetaClip", "version": 99})
+    with pytest.raises(ValueError, match=r"is no source of dataflow.sources"):
+        adopt.source({"is": "os:system", "version": 1})
+    with pytest.raises(ValueError, match=r"cannot be made again"):
+        adopt.source({"is": "dataflow.sources.metaclip:Gone", "version": 1})
+
+
+def test_bytes_that_are_another_sample_are_refused() -> None:
+    other = tar(("a.jpeg", jpeg()), end=False)
+    with pytest.raises(Corrupt, match=r"sample has members \['jpeg'\], needs jpeg and json"):
+        adopt.read(other, "metaclip_000000000", Lineage(file="a", row=0), MetaClip())
+    with pytest.raises(ValueError, match=r"archive ends inside member 'a.jpeg'"):
+        adopt.read(other[:900], "metaclip_000000000", Lineage(file="a", row=0), MetaClip())
+
+
+def test_a_sample_s_span_reads_as_it_does_in_its_tar(data: Path) -> None:
+    home = data / "metaclip"
+    for split in readers.splits(home, "0/0.tar", 1):
+        whole = (home / "0/0.tar").read_bytes()[split.offset : split.end]
+        alone = readers.Split(file="0/0.tar", first=split.first, rows=1, offset=0, end=len(whole))
+        assert list(readers.samples(io.BytesIO(whole), alone, len(whole))) == list(readers.rows(home, split)[1])
+    assert json.loads(next(readers.rows(home, split)[1]).value["json"])["texts"] == [["alt", "cat"]]
