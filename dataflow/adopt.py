@@ -95,7 +95,11 @@ def source(description: dict[str, Any]) -> Source:
     Raises:
         ValueError: its class is not one of dataflow.sources, is gone or has another version.
     """
-    fields = {name: value for name, value in description.items() if name not in ("is", "version")}
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in description.items()
+        if name not in ("is", "version")
+    }
     module, _, kind = description["is"].partition(":")
     if not module.startswith("dataflow.sources."):
         raise ValueError(f"{description['is']} is no source of dataflow.sources: build it without shards=adopted")

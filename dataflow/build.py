@@ -162,7 +162,7 @@ class ShardJob:
             candidates = [Corrupt(f"{type(self.source).__name__} failed on this row: {type(error).__name__}: {error}")]
         for index, candidate in enumerate(candidates or [Corrupt("the source gave no candidate")]):
             if isinstance(candidate, Corrupt):
-                yield candidate
+                yield _Filtered(candidate) if isinstance(candidate, LeftOut) else candidate
                 continue
             problem = _unwritable(candidate)
             if problem is not None:
@@ -197,7 +197,7 @@ def record_of(candidate: Candidate, key: str, source: str, lineage: Lineage) -> 
 
 
 class _Filtered(str):
-    """Why a filter dropped a candidate."""
+    """Why a filter dropped a candidate, or the recipe told its source to leave it out."""
 
 
 def _unwritable(candidate: Candidate) -> Corrupt | None:
@@ -297,9 +297,9 @@ def _shards_of(earlier: Path) -> list[dict[str, Any]]:
 def _ledger_row(
     file: str, row: int, shard: int, kept: int, verdicts: Sequence[Record | _Filtered | Corrupt]
 ) -> LedgerRow:
-    filtered = sum(isinstance(verdict, _Filtered | LeftOut) for verdict in verdicts)
+    filtered = sum(isinstance(verdict, _Filtered) for verdict in verdicts)
     missing = sum(isinstance(verdict, Missing) for verdict in verdicts)
-    corrupt = sum(isinstance(verdict, Corrupt) and not isinstance(verdict, Missing | LeftOut) for verdict in verdicts)
+    corrupt = sum(isinstance(verdict, Corrupt) for verdict in verdicts) - missing
     reasons = [
         f"candidate {index}: {verdict}" if len(verdicts) > 1 else str(verdict)
         for index, verdict in enumerate(verdicts)

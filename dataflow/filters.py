@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from dataflow.media import Corrupt, intact
 from dataflow.record import Record
 
 
@@ -54,4 +55,20 @@ class MaxText:
     def __call__(self, record: Record) -> str | None:
         if record.text_length > self.characters:
             return f"{record.text_length} characters of text, over {self.characters}"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decodes:
+    """Drop records that hold a picture whose pixels do not decode in full; costs milliseconds a picture."""
+
+    version: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("av",)
+
+    def __call__(self, record: Record) -> str | None:
+        for index, media in enumerate(record.media):
+            try:
+                intact(media)
+            except Corrupt as problem:
+                return f"picture {index}: {problem}"
         return None

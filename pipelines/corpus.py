@@ -52,8 +52,9 @@ class Corpus:
         """The hash of everything but the input that decides the bytes."""
         description = describe(self)
         del description["max_dropped"], description["max_missing"]  # they decide whether there is a result, not which
-        libraries = {name: importlib.metadata.version(name) for name in getattr(self.source, "libraries", ())}
-        return key([description, {"encoder": media.ENCODER, "index": index.SCHEMA, **libraries}])
+        named = [name for part in (self.source, *self.filters) for name in getattr(part, "libraries", ())]
+        versions = {name: importlib.metadata.version(name) for name in named}
+        return key([description, {"encoder": media.ENCODER, "index": index.SCHEMA, **versions}])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,17 +2,19 @@
 
 A source is a frozen dataclass with a `name`, a `version` and the two methods below; it is a value in a recipe, not a
 name in a registry, so it may live anywhere. What it cannot use it reports by raising or yielding `Corrupt`; it drops
-nothing.
+nothing. What many rows hold (a picture in a column or under a path, text, JSON) is read by the functions at the end.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
-from dataflow.media import Corrupt
-from dataflow.record import Candidate
+from dataflow import readers  # its text() would be hidden by our module text
+from dataflow.media import Corrupt, picture
+from dataflow.record import Candidate, Media
 
 
 class Read(Protocol):
@@ -81,3 +83,69 @@ def matching(folder: Path, *patterns: str) -> list[str]:
         except UnicodeEncodeError:
             raise ValueError(f"{folder} holds {file!r}, a name that is not UTF-8: rename the file") from None
     return found
+
+
+def either(folder: Path, *layouts: str) -> list[str]:
+    """Files of a corpus that is published in several forms, of the one form that is there.
+
+    Raises:
+        ValueError: no form is there, or more than one: each row would be read twice.
+    """
+    there = [layout for layout in layouts if next(folder.glob(layout), None)]
+    if len(there) > 1:
+        raise ValueError(f"{folder} holds {' and '.join(there)}, forms of the same rows: keep one of them there")
+    return matching(folder, *(there or layouts))
+
+
+def cell(held: Any, name: str) -> Media:
+    """The picture in a cell of a parquet row: bytes, or an object that holds them as `bytes`.
+
+    Raises:
+        Corrupt: no picture; `name` of the cell begins the message.
+    """
+    data = held.get("bytes") if isinstance(held, dict) else held
+    if not isinstance(data, bytes):
+        raise Corrupt(f"{name} holds no bytes")
+    try:
+        return picture(data)
+    except Corrupt as problem:
+        raise Corrupt(f"{name}: {problem}") from None
+
+
+def opened(read: Read, path: str) -> Media:
+    """The picture in a file that a row names.
+
+    Raises:
+        Missing: nothing is there.
+        Corrupt: no picture; the path begins the message.
+    """
+    return cell(read(path), path)
+
+
+def words(held: Any) -> str:
+    """The text of a field or of a tar's member, as it is there.
+
+    Raises:
+        Corrupt: bytes that are not UTF-8, a NUL, or what is no text (a list, an object).
+    """
+    if isinstance(held, bytes):
+        try:
+            held = held.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise Corrupt(f"text is not UTF-8: byte {error.start}") from None
+    found = readers.text(held)
+    if (place := found.find("\0")) >= 0:
+        raise Corrupt(f"text holds a NUL, at character {place}")
+    return found
+
+
+def parsed(data: bytes | str, name: str) -> Any:
+    """The JSON in a tar's member, a column or a small file.
+
+    Raises:
+        Corrupt: it is none; `name` begins the message.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Corrupt(f"{name} does not parse: {type(error).__name__}") from None

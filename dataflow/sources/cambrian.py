@@ -1,37 +1,41 @@
-"""Cambrian-7M / 10M: instruction tuning with pictures, from many public sets in one JSONL.
+"""Cambrian-7M / 10M: instruction tuning with pictures, from many public sets in one JSONL; and its alignment set.
 
-URL      hf.co/datasets/nyu-visionx/Cambrian-10M
+URL      hf.co/datasets/nyu-visionx/Cambrian-10M; alignment: hf.co/datasets/nyu-visionx/Cambrian-Alignment
 Licence  apache-2.0 on the card; subsets vary
 Layout   jsons/*.jsonl, picture folders beside it (coco/, gqa/, ...: one tar.gz each upstream)
+         alignment: jsons/alignment_2.5m.jsonl, 2,513,164 rows; allava/, coco/, llava_pretrain/, sam/, sbu558k/
 Row      {"id": "000000033471", "image": "coco/train2017/000000033471.jpg",
           "conversations": [{"from": "human", "value": "<image>\\nWhat colour is the bus?"},
                             {"from": "gpt", "value": "White and red."}], "source": "..."}
 Traps    text-only rows have no `image`, or null, '', 'None', 'none', 'nan'; integer ids; a first turn that is not
          human; several <image> for one picture; paths that differ in case from the disk
+         alignment: paths begin with ./; its allava.tar is cut off; all its ALLaVA rows are in Cambrian-10M again
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from dataflow.media import Corrupt, picture
-from dataflow.readers import text
-from dataflow.record import Candidate, Image, Message, Text
+from dataflow.media import Corrupt, LeftOut, picture
+from dataflow.record import Candidate
 from dataflow.sources import Read, matching
-
-_NO_PICTURE = ("", "none", "nan", "null")  # cambrian/train/train_fsdp.py _has_image, cases folded
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+from dataflow.sources.llava import conversation, named
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cambrian:
-    """Rows with a picture become image_qa, rows without become text_qa."""
+    """Rows with a picture become image_qa, rows without become text_qa.
+
+    jsonl: which files of the layout; the full set ships several overlapping ones.
+    without: folders; rows whose picture lies in one of them, however deep, are left out and counted as filtered.
+    """
 
     name: str = "cambrian"
-    jsonl: str = "jsons/*.jsonl"  # which files of the layout; the full set ships several overlapping ones
+    jsonl: str = "jsons/*.jsonl"
+    without: tuple[str, ...] = ()
     version: ClassVar[int] = 1
 
     def files(self, folder: Path) -> list[str]:
@@ -43,41 +47,9 @@ class Cambrian:
         image = value.get("image")
         if isinstance(image, list):
             raise Corrupt(f"{len(image)} pictures in a list: Cambrian rows hold one")
-        path = text(image).strip()
-        media = () if path.lower() in _NO_PICTURE else (picture(read(path)),)
+        path = named(image)
+        if (folder := next((part for part in PurePosixPath(path).parts if part in self.without), None)) is not None:
+            raise LeftOut(f"pictures of {folder} are left out")
+        media = (picture(read(path)),) if path else ()
         messages = conversation(value.get("conversations"), pictures=len(media))
-        if any(isinstance(part, Image) for turn in messages if turn.role == "assistant" for part in turn.parts):
-            raise Corrupt("<image> in an answer: it would become a picture to learn")
         yield Candidate(task="image_qa" if media else "text_qa", messages=messages, media=media)
-
-
-def conversation(turns: Any, *, pictures: int) -> tuple[Message, ...]:
-    """LLaVA's `conversations` as messages; each `<image>` is replaced by the next picture, where it stands.
-
-    Raises:
-        Corrupt: not a chat that alternates and ends with an answer, or as many <image> as pictures are missing.
-    """
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise Corrupt("conversations is not a list of turns")
-    messages: list[Message] = []
-    used = 0
-    for turn in turns:
-        speaker = text(turn.get("from"))
-        if speaker not in _ROLES:
-            raise Corrupt(f"turn from {speaker!r}: only human, gpt and system speak")
-        parts: list[Text | Image] = []
-        for index, piece in enumerate(text(turn.get("value")).split("<image>")):
-            if index:
-                parts.append(Image(used))
-                used += 1
-            if words := piece.strip():
-                parts.append(Text(words))
-        if not parts:
-            raise Corrupt(f"an empty {speaker} turn")
-        messages.append(Message(_ROLES[speaker], tuple(parts)))  # type: ignore[arg-type]
-    if used != pictures:
-        raise Corrupt(f"{pictures} pictures but {used} <image> in the text")
-    spoken = [message.role for message in messages if message.role != "system"]
-    if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
-        raise Corrupt(f"turns are {', '.join(spoken) or 'none'}: they must be user, assistant, user, assistant, ...")
-    return tuple(messages)

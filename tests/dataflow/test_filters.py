@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from upstream import file, jpeg, photo
 
-from dataflow.filters import MaxAspect, MaxText, MinSide
+from dataflow.filters import Decodes, MaxAspect, MaxText, MinSide
+from dataflow.media import picture
 from dataflow.record import Image, Lineage, Media, Message, Record, Text
 
 
@@ -41,6 +44,16 @@ def record(*sizes: tuple[int, int], text: str = "") -> Record:
 )
 def test_a_filter_keeps_or_says_what_it_measured_and_the_limit(rule: Any, given: Record, reason: str | None) -> None:
     assert rule(given) == reason
+
+
+def test_a_picture_that_does_not_decode_in_full_is_named_with_its_place() -> None:
+    sound, whole = picture(file(photo(), "PNG")), jpeg(640, 480)
+    cut = picture(whole[: len(whole) // 2] + whole[len(whole) * 3 // 5 :])  # passes by its headers and end marker
+    given = record((64, 48), (640, 480))
+    assert Decodes()(replace(given, media=(sound, picture(whole)))) is None
+    assert Decodes()(record()) is None
+    reason = "picture 1: picture does not decode: its pixels are damaged or cut short"
+    assert Decodes()(replace(given, media=(sound, cut))) == reason
 
 
 def test_a_filter_is_a_value_and_cannot_be_changed() -> None:

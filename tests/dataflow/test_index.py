@@ -93,6 +93,25 @@ def test_too_many_dropped_rows_stop_the_commit_with_the_main_reasons(
     assert build(Cambrian(), max_dropped=5 / 6, folder=tmp_path / "again").manifest["counts"]["kept"] == 1
 
 
+def test_rows_whose_files_are_not_there_have_a_limit_of_their_own(
+    cambrian: Path, build: Build, tmp_path: Path
+) -> None:
+    gone = [{**BUS, "image": f"gone/{number}.jpg"} for number in range(3)]
+    (cambrian / "jsons/a.jsonl").write_bytes(jsonl(BUS, *gone, b"{"))
+    with pytest.raises(index.TooManyDropped, match=r"3 of 5 rows would be dropped, over max_missing=0\.5: 3 x file 'gone"):
+        build(Cambrian(), max_missing=0.5)
+    counts = build(Cambrian(), max_missing=0.6, max_dropped=0.2, folder=tmp_path / "again").manifest["counts"]
+    assert (counts["kept"], counts["missing"], counts["corrupt"]) == (1, 3, 1)
+
+
+def test_what_a_source_leaves_out_on_purpose_is_filtered(cambrian: Path, build: Build) -> None:
+    (cambrian / "jsons/a.jsonl").write_bytes(jsonl(BUS, {**BUS, "image": "llava_pretrain/1.jpg"}))
+    corpus = build(Cambrian(without=("llava_pretrain",)))
+    assert [(drop.outcome, drop.example.reason) for drop in index.drops(corpus.folder)] == [
+        ("filtered", "pictures of llava_pretrain are left out")
+    ]
+
+
 def test_a_corpus_without_any_row_is_refused(cambrian: Path, build: Build, tmp_path: Path) -> None:
     for number, data in enumerate((b"", b"\n")):
         (cambrian / "jsons/a.jsonl").write_bytes(data)

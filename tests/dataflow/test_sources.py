@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from upstream import BUS, ORCA, edits, file, jpeg, metaclip_json, photo, tar
+from upstream import BUS, ORCA, Build, edits, file, jpeg, jsonl, metaclip_json, photo, tar
 
-from dataflow.media import Corrupt, picture
+from dataflow.media import Corrupt, LeftOut, picture
 from dataflow.readers import rows, splits
 from dataflow.record import Candidate, Image, Message, Text
 from dataflow.sources import matching
 from dataflow.sources.cambrian import Cambrian
 from dataflow.sources.instruct_pix2pix import InstructPix2Pix
+from dataflow.sources.llava import Llava, conversation, named
 from dataflow.sources.metaclip import MetaClip
 
 CAT = jpeg()
 IN_WINTER = file(photo().rotate(180), "PNG")
 
 
-def shelf(**files: bytes) -> Callable[[str], bytes]:
+def shelf(**files: bytes) -> Any:
     """Reads from these files alone."""
 
     def read(path: str) -> bytes:
@@ -136,6 +138,221 @@ def test_cambrian_reads_the_jsonl_it_is_told_to(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     assert Cambrian().files(tmp_path) == ["jsons/Cambrian7M_withsystemprompt.jsonl", "jsons/gpt4v_77k.jsonl"]
     assert Cambrian(jsonl="jsons/gpt4v*.jsonl").files(tmp_path) == ["jsons/gpt4v_77k.jsonl"]
+
+
+def test_folders_that_are_left_out_are_so_wherever_they_lie_and_before_a_file_is_opened() -> None:
+    source = Cambrian(
+        name="cambrian_alignment", jsonl="jsons/alignment_2.5m.jsonl", without=("allava_laion", "sbu558k")
+    )
+    read = shelf(**{"./allava/allava_vflan/1.jpeg": CAT})
+
+    def row(image: str) -> dict[str, Any]:
+        return say(("human", "<image>\n?"), ("gpt", "!"), image=image)
+
+    for image, folder in (("./allava/allava_laion/images/7.jpeg", "allava_laion"), ("sbu558k/0.jpg", "sbu558k")):
+        with pytest.raises(LeftOut, match=f"pictures of {folder} are left out"):
+            list(source.candidates(row(image), "cambrian_alignment_000000000", read))
+    (kept,) = source.candidates(row("./allava/allava_vflan/1.jpeg"), "cambrian_alignment_000000000", read)
+    (text_only,) = source.candidates(ORCA, "cambrian_alignment_000000000", read)
+    assert (kept.task, text_only.task) == ("image_qa", "text_qa")
+
+
+def test_rows_of_folders_left_out_are_filtered_in_the_ledger(build: Build, tmp_path: Path) -> None:
+    home = tmp_path / "data/cambrian"
+    for folder in ("jsons", "coco/train2017"):
+        (home / folder).mkdir(parents=True)
+    (home / "coco/train2017/000000033471.jpg").write_bytes(CAT)
+    (home / "jsons/a.jsonl").write_bytes(jsonl(BUS, {**BUS, "image": "./laion/1.jpg"}, ORCA))
+    corpus = build(Cambrian(without=("laion",)))
+    ledger = pq.read_table(corpus.folder / "ledger.parquet").to_pylist()
+    assert [(row["outcome"], row["reason"]) for row in ledger] == [
+        ("kept", ""),
+        ("filtered", "pictures of laion are left out"),
+        ("kept", ""),
+    ]
+    assert sum(row["filtered"] for row in ledger) == 1
+    assert not any(row["corrupt"] or row["missing"] for row in ledger)
+
+
+# --- LLaVA
+
+DOG = jpeg(48, 64)
+SPOT = {  # LLaVA-NeXT-Interleave's kind: pictures stand where they are spoken of
+    "id": 12,
+    "image": ["spot/1.png", "spot/1_2.png"],
+    "conversations": [
+        {"from": "human", "value": "Here are <image> and <image>\nWhat differs?"},
+        {"from": "gpt", "value": "The cat has turned."},
+    ],
+    "data_source": "spot_the_diff",
+}
+SHAREGPT = {
+    "id": "wgByO4Y_0",
+    "model": "",
+    "conversations": [
+        {"from": "human", "value": "Hi"},
+        {"from": "gpt", "value": "Hello.", "text": "", "markdown": None},
+    ],
+}
+
+
+def llava(row: dict[str, Any]) -> Candidate:
+    read = shelf(**{"coco/train2017/000000033471.jpg": CAT, "spot/1.png": CAT, "spot/1_2.png": DOG})
+    (candidate,) = Llava().candidates(row, "llava_000000000", read)
+    return candidate
+
+
+def test_a_llava_row_of_one_picture_is_what_cambrian_makes_of_it() -> None:
+    assert llava(BUS) == cambrian(BUS)
+
+
+def test_a_llava_row_of_several_pictures_holds_each_where_it_is_spoken_of() -> None:
+    assert llava(SPOT) == Candidate(
+        task="image_qa",
+        messages=(
+            Message("user", (Text("Here are"), Image(0), Text("and"), Image(1), Text("What differs?"))),
+            Message("assistant", (Text("The cat has turned."),)),
+        ),
+        media=(picture(CAT), picture(DOG)),
+    )
+    assert llava({**SPOT, "image": None, "images": SPOT["image"]}) == llava(SPOT)
+
+
+def test_a_llava_row_without_a_picture_is_text_qa_whatever_keys_it_has() -> None:
+    said = (Message("user", (Text("Hi"),)), Message("assistant", (Text("Hello."),)))
+    for more in (
+        {},
+        {"image": None},
+        {"image": ""},
+        {"image": []},
+        {"image": {"bytes": None, "path": None}},
+        {"video": None},
+    ):
+        assert llava({**SHAREGPT, **more}) == Candidate(task="text_qa", messages=said)
+
+
+def test_pictures_in_a_parquet_row_are_bytes_or_a_path() -> None:
+    row = {key: SPOT[key] for key in ("id", "conversations", "data_source")}
+    assert llava({**row, "image": [{"bytes": CAT, "path": "1.png"}, {"bytes": None, "path": "spot/1_2.png"}]}) == llava(
+        SPOT
+    )
+    (one,) = llava({**BUS, "image": {"bytes": DOG, "path": None}}).media
+    assert one == picture(DOG)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({**SPOT, "image": SPOT["image"][:1]}, "1 pictures but 2 <image> in the text"),
+        ({**SPOT, "image": [*SPOT["image"], "spot/1.png"]}, "3 pictures but 2 <image> in the text"),
+        ({**SPOT, "image": ["spot/1.png", "gone.png"]}, "picture 'gone.png' is not there"),
+        ({**SPOT, "image": ["spot/1.png", ""]}, "picture 1 of 2 is '': neither a path nor bytes"),
+        ({**SPOT, "image": [{"bytes": CAT}, {"bytes": b"<html>"}]}, "picture 1 of 2: picture is a web page"),
+        ({**SPOT, "image": [{"bytes": CAT}, {"bytes": "x"}]}, "bytes of a picture hold str"),
+        ({**SPOT, "image": [["spot/1.png"], "spot/1.png"]}, "a field holds list where text belongs"),
+        ({**SHAREGPT, "video": "academic/1.mp4"}, "video 'academic/1.mp4': rows of videos are read by the sources"),
+        (say(("gpt", "!"), ("human", "?"), ("gpt", "!")), "turns are assistant, user, assistant: they must be user"),
+        (say(("human", "?"), ("gpt", "caf\0e")), "text holds a NUL, at character 3"),
+        (say(("human", "?"), ("gpt", "<image>"), image=["spot/1.png"]), "<image> in an answer"),
+    ],
+)
+def test_a_llava_row_that_cannot_be_used_says_why(row: dict[str, Any], says: str) -> None:
+    with pytest.raises(Corrupt, match=re.escape(says)):
+        llava(row)
+
+
+def test_llava_reads_the_files_it_is_told_to(tmp_path: Path) -> None:
+    for name in ("llava_v1_5_mix665k.json", "mine.jsonl", "ai2d(cauldron,llava_format)/train-0.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert Llava().files(tmp_path) == ["llava_v1_5_mix665k.json"]
+    assert Llava(listing="*.jsonl").files(tmp_path) == ["mine.jsonl"]
+    assert Llava(listing="*/*.parquet").files(tmp_path) == ["ai2d(cauldron,llava_format)/train-0.parquet"]
+
+
+def test_a_yaml_of_parts_gives_its_files_in_its_order(tmp_path: Path) -> None:
+    for name in ("b.json", "parts/a.json", "c.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"[]")
+    (tmp_path / "mix.yaml").write_text(
+        f"""datasets:
+  - json_path: parts/a.json
+    sampling_strategy: "all"
+  - json_path: {tmp_path}/b.json
+  - json_path: c.jsonl
+    sampling_strategy: all
+"""
+    )
+    assert Llava(listing="mix.yaml").files(tmp_path) == ["parts/a.json", "b.json", "c.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("yaml", "says"),
+    [
+        (
+            "datasets: [{json_path: a.json, sampling_strategy: 'first:10%'}]",
+            "takes 'first:10%' of a.json: a corpus holds",
+        ),
+        ("datasets: [{json_path: a.json, sampling_strategy: 'random:999'}]", "give it an amount in the mixture"),
+        ("datasets: [{json_path: gone.json}]", "lists gone.json: no file of"),
+        ("datasets: [{json_path: ../a.json}]", "lists ../a.json: no file of"),
+        ("datasets: [{json_path: /etc/passwd}]", "lists /etc/passwd: no file of"),
+        ("datasets: [{path: a.json}]", "lists no parts: it needs `datasets:`, a list of entries with json_path"),
+        ("- a.json", "lists no parts"),
+        ("datasets: [", "mix.yaml is not YAML"),
+        ("datasets: !!python/object/apply:os.getcwd []", "mix.yaml is not YAML"),
+    ],
+)
+def test_a_yaml_that_is_no_list_of_whole_files_is_refused(tmp_path: Path, yaml: str, says: str) -> None:
+    home = tmp_path / "llava"
+    home.mkdir()
+    for place in (home / "a.json", tmp_path / "a.json"):
+        place.write_bytes(b"[]")
+    (home / "mix.yaml").write_text(yaml)
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        Llava(listing="mix.yaml").files(home)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_vision_s_parquet_and_one_point_five_s_list_are_built_alike(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "data/llava/spot").mkdir(parents=True)
+    for name, data in (("1.png", CAT), ("1_2.png", DOG)):
+        (tmp_path / "data/llava/spot" / name).write_bytes(data)
+    (tmp_path / "data/llava/mix.json").write_text(json.dumps([SPOT, SHAREGPT]))
+    turn = pa.struct([("from", pa.string()), ("value", pa.string())])
+    cell = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("image", pa.list_(cell)),
+            ("conversations", pa.list_(turn)),
+            ("data_source", pa.string()),
+        ]
+    )
+    rows = [
+        {**SPOT, "id": "12", "image": [{"bytes": CAT, "path": "1.png"}, {"bytes": DOG, "path": "1_2.png"}]},
+        {**SHAREGPT, "image": None, "data_source": "sharegpt"},
+    ]
+    (tmp_path / "data/llava/spot(llava,v1)").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "data/llava/spot(llava,v1)/train-0.parquet")
+    listed, packed = build(Llava()), build(Llava(listing="*/*.parquet"), folder=tmp_path / "built/parquet")
+    index = [pq.read_table(corpus.folder / "index.parquet").to_pylist() for corpus in (listed, packed)]
+    assert [[(row["key"], row["task"]) for row in rows] for rows in index] == [
+        [("llava_000000000", "image_qa"), ("llava_000000001", "text_qa")]
+    ] * 2
+
+
+def test_the_chat_and_the_spelling_of_no_file_are_there_for_other_sources() -> None:
+    assert [named(field) for field in (" a.jpg ", 7, None, "NaN", "None", float("nan"))] == [
+        "a.jpg",
+        "7",
+        "",
+        "",
+        "",
+        "",
+    ]
+    said = conversation(SHAREGPT["conversations"], pictures=0)
+    assert [message.role for message in said] == ["user", "assistant"]
 
 
 # --- MetaCLIP

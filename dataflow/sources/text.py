@@ -1,0 +1,59 @@
+"""Plain documents: the text half of Transfusion's data, or anybody's.
+
+URL      the user's own; for instance hf.co/datasets/HuggingFaceFW/fineweb-edu (parquet, column text)
+Licence  the set's
+Layout   *.jsonl, *.parquet, *.txt, at the top or one folder deep, read in the order of their paths
+Row      {"text": "The bus was invented ...", "id": "<urn:uuid:...>", "url": "http://..."}
+         a .txt file holds a document per line
+Traps    the text may stand in another column (`content`, `raw_content`): `column` says which; upstream often packs
+         files (.jsonl.gz, .jsonl.zst), which are refused, not skipped; a README.txt in the folder is read as documents
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dataflow.media import Corrupt
+from dataflow.record import Candidate, Message, Text
+from dataflow.sources import Read, matching, words
+
+_ROWS = ("*.jsonl", "*.parquet", "*.txt")
+_PACKED = ("*.gz", "*.zst", "*.xz", "*.bz2", "*.zip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDocuments:
+    """Each row becomes text_document: the assistant says all of it."""
+
+    name: str = "text"
+    column: str = "text"
+    version: ClassVar[int] = 1
+
+    def files(self, folder: Path) -> list[str]:
+        """The files of all three kinds.
+
+        Raises:
+            ValueError: there is none, or one is packed.
+        """
+        packed = sorted(
+            path.relative_to(folder).as_posix()
+            for pattern in _PACKED
+            for path in (*folder.glob(pattern), *folder.glob(f"*/{pattern}"))
+        )
+        if packed:
+            raise ValueError(
+                f"{folder} holds {len(packed)} packed files, {packed[0]} first: unpack them or move them away"
+            )
+        return matching(folder, *_ROWS, *(f"*/{pattern}" for pattern in _ROWS))
+
+    def candidates(self, value: dict[str, Any], key: str, read: Read) -> Iterator[Candidate]:
+        """One candidate per row."""
+        if self.column not in value:
+            raise Corrupt(f"no {self.column!r} in the row, it has {', '.join(sorted(value))}")
+        document = words(value[self.column])
+        if not document.strip():
+            raise Corrupt(f"{self.column} is empty")
+        yield Candidate(task="text_document", messages=(Message("assistant", (Text(document),)),))
