@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := $(VENV)/bin
 READY := $(VENV)/.interlace-ready
 
-.PHONY: mini test check format install clean
+.PHONY: mini test check format bench-sources install clean
 
 mini: $(READY)  ## the whole line in miniature: corpora, training, pictures, report
 	$(BIN)/interlace mini
@@ -16,6 +16,9 @@ check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
+
+bench-sources: $(READY)  ## rows per second and core of the sources beside bare readers
+	$(BIN)/python benchmarks/sources.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -37,6 +37,9 @@ class Roots:
     base: Path | None = None
     named: Mapping[str, Path] = field(default_factory=dict)
     _real: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)  # folders as resolved
+    _folders: dict[str, tuple[str, tuple[str, ...]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # of sources
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", self.base and self.base.resolve())
@@ -82,7 +85,7 @@ class Roots:
             raise ValueError(f"where is {name}? give --data DIR (with a folder {name}/ in it) or --data {name}=DIR")
         if not (self.base / name).is_dir():
             raise ValueError(f"no folder {self.base / name}: put {name} there or give --data {name}=DIR")
-        return self._follow(str(self.base / name))
+        return Path(self._follow(str(self.base / name)))
 
     def files(self, source: str) -> Files:
         """What the rows of a source may read."""
@@ -97,37 +100,46 @@ class Roots:
                 changes when the data is moved as a whole.
             OSError: the disk fails; that is never the row's fault, so it stops the build.
         """
-        shown = _shown(path)
+        return Path(self.found(source, path)[0])
+
+    def found(self, source: str, path: str) -> tuple[str, os.stat_result]:
+        """`find` as text, and the status of what is there: making Paths took longer than reading a picture."""
         if "\0" in path or not path.strip() or not _spellable(path):
-            raise Corrupt(f"path {shown} is no path")
-        first, _, rest = path.partition("/")
-        folder = self.source(source)
+            raise Corrupt(f"path {_shown(path)} is no path")
+        first, _, rest = path.removeprefix("./").partition("/")
         named = self.named.get(first) if rest else None
-        inside = [self.base, folder, *self.named.values()]
+        folder, inside = self._declared(source)
         try:
-            place = self._follow(str(named / rest if named else folder / path))
-            if not any(root is not None and place.is_relative_to(root) for root in inside):
+            place = self._follow(os.path.join(named, rest) if named else os.path.join(folder, path))
+            if not f"{place}/".startswith(inside):
                 where = PurePosixPath(path[:200]).parent if path.startswith("/") else "the folder it ends in"
-                raise Corrupt(f"path {shown} leaves the declared folders: admit it by --data NAME={where}")
-            place.stat()
+                raise Corrupt(f"path {_shown(path)} leaves the declared folders: admit it by --data NAME={where}")
+            return place, os.stat(place)
         except OSError as error:
             if error.errno in _NO_FILE:
-                raise Missing(f"file {shown} is not there") from None
+                raise Missing(f"file {_shown(path)} is not there") from None
             if error.errno in _NO_PATH:
-                raise Corrupt(f"path {shown} cannot be followed: {os.strerror(error.errno)}") from None
+                raise Corrupt(f"path {_shown(path)} cannot be followed: {os.strerror(error.errno)}") from None
             raise
-        return place
 
-    def _follow(self, path: str) -> Path:
+    def _declared(self, source: str) -> tuple[str, tuple[str, ...]]:
+        """A source's folder, and what paths begin with that lie in any declared folder; remembered."""
+        if source not in self._folders:
+            folder = self.source(source)
+            roots = [root for root in (self.base, folder, *self.named.values()) if root is not None]
+            self._folders[source] = str(folder), tuple(os.path.join(root, "") for root in roots)
+        return self._folders[source]
+
+    def _follow(self, path: str) -> str:
         """The path with links and `..` resolved; folders are remembered, for rows name many files of few of them."""
         folder, name = os.path.split(path)
         if name in ("", ".", ".."):
-            return Path(os.path.realpath(path))
+            return os.path.realpath(path)
         real = self._real.get(folder)
         if real is None:
             real = self._real[folder] = os.path.realpath(folder)
-        place = Path(real, name)
-        return Path(os.path.realpath(place)) if place.is_symlink() else place
+        place = os.path.join(real, name)
+        return os.path.realpath(place) if os.path.islink(place) else place
 
 
 @dataclass(frozen=True)
@@ -139,14 +151,15 @@ class Files:
 
     def __call__(self, path: str) -> bytes:
         """The bytes of a file of at most `MAX_BYTES`."""
-        place = self._file(path)
-        if (size := place.stat().st_size) > MAX_BYTES:
-            raise Corrupt(f"file {_shown(path)} is {size} bytes, over {MAX_BYTES}")
-        return place.read_bytes()
+        place, status = self._file(path)
+        if status.st_size > MAX_BYTES:
+            raise Corrupt(f"file {_shown(path)} is {status.st_size} bytes, over {MAX_BYTES}")
+        with open(place, "rb", buffering=0) as stream:
+            return stream.readall()
 
     def open(self, path: str) -> BinaryIO:
         """A file of any size, to read and seek in."""
-        return self._file(path).open("rb")
+        return open(self._file(path)[0], "rb")
 
     def names(self, path: str) -> list[str]:
         """The names of the plain files in a folder, sorted; hidden ones are left out."""
@@ -158,7 +171,7 @@ class Files:
     def member(self, archive: str, path: str) -> bytes:
         """The bytes of a member of a zip archive, by its name there; at most `MAX_BYTES`, whatever its header says."""
         if archive not in self._archives:
-            place = self._file(archive)
+            place, _ = self._file(archive)
             try:
                 self._archives[archive] = zipfile.ZipFile(place)
             except _BROKEN_ZIP as error:
@@ -176,11 +189,11 @@ class Files:
             raise Corrupt(f"{shown} is over {MAX_BYTES} bytes when unpacked")
         return data
 
-    def _file(self, path: str) -> Path:
-        place = self.roots.find(self.source, path)
-        if not stat.S_ISREG(place.stat().st_mode):
+    def _file(self, path: str) -> tuple[str, os.stat_result]:
+        place, status = self.roots.found(self.source, path)
+        if not stat.S_ISREG(status.st_mode):
             raise Corrupt(f"{_shown(path)} is no file")
-        return place
+        return place, status
 
     @cached_property
     def _archives(self) -> dict[str, zipfile.ZipFile]:

@@ -79,6 +79,11 @@ def parser() -> argparse.ArgumentParser:
     verify = _verb(verbs, "verify", _verify, "hash a built corpus again; exit 1 names what differs")
     verify.add_argument("folder", type=_path, metavar="DIR", help="a folder under ROOT/corpora")
 
+    export = _verb(verbs, "export-corpus", _export, "write a built corpus as the rows that another trainer reads")
+    export.add_argument("folder", type=_path, metavar="C", help="a folder under ROOT/corpora")
+    export.add_argument("--format", choices=("metamorph-jsonl",), required=True, help="MetaMorph's one merged JSONL")
+    export.add_argument("--out", type=_path, metavar="DIR", help="new or empty (default: ROOT/exports/C)")
+
     train = _verb(verbs, "train", _train, "train a recipe on built corpora; the same command resumes")
     _recipe(train)
     _data(train)
@@ -261,6 +266,13 @@ def _verify(options: argparse.Namespace, words: list[str]) -> int:
         else f"{options.folder.name}: {checked} files, all as built"
     )
     return 1 if wrong else 0
+
+
+def _export(options: argparse.Namespace, words: list[str]) -> int:
+    from pipelines import export
+
+    print(export.metamorph_jsonl(options.folder, options.out or export.beside(options.folder)))
+    return 0
 
 
 def _train(options: argparse.Namespace, words: list[str]) -> int:

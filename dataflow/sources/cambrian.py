@@ -48,8 +48,10 @@ class Cambrian:
         if isinstance(image, list):
             raise Corrupt(f"{len(image)} pictures in a list: Cambrian rows hold one")
         path = named(image)
-        if (folder := next((part for part in PurePosixPath(path).parts if part in self.without), None)) is not None:
-            raise LeftOut(f"pictures of {folder} are left out")
+        if self.without:
+            for folder in PurePosixPath(path).parts:
+                if folder in self.without:
+                    raise LeftOut(f"pictures of {folder} are left out")
         media = (picture(read(path)),) if path else ()
         messages = conversation(value.get("conversations"), pictures=len(media))
         yield Candidate(task="image_qa" if media else "text_qa", messages=messages, media=media)

@@ -91,24 +91,27 @@ def conversation(turns: Any, *, pictures: int) -> tuple[Message, ...]:
     used = 0
     for turn in turns:
         speaker = text(turn.get("from"))
-        if speaker not in _ROLES:
+        role = _ROLES.get(speaker)
+        if role is None:
             raise Corrupt(f"turn from {speaker!r}: only human, gpt and system speak")
         parts: list[Text | Image] = []
-        for index, piece in enumerate(words(turn.get("value")).split("<image>")):
-            if index:
-                parts.append(Image(used))
-                used += 1
+        first, *others = words(turn.get("value")).split("<image>")
+        if said := first.strip():
+            parts.append(Text(said))
+        for piece in others:
+            parts.append(Image(used))
+            used += 1
             if said := piece.strip():
                 parts.append(Text(said))
         if not parts:
             raise Corrupt(f"an empty {speaker} turn")
-        messages.append(Message(_ROLES[speaker], tuple(parts)))
+        messages.append(Message(role, tuple(parts)))
     if used != pictures:
         raise Corrupt(f"{pictures} pictures but {used} <image> in the text")
     spoken = [message.role for message in messages if message.role != "system"]
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         raise Corrupt(f"turns are {', '.join(spoken) or 'none'}: they must be user, assistant, user, assistant, ...")
-    if any(isinstance(part, Image) for turn in messages if turn.role == "assistant" for part in turn.parts):
+    if used and any(isinstance(part, Image) for turn in messages if turn.role == "assistant" for part in turn.parts):
         raise Corrupt("<image> in an answer: it would become a picture to learn")
     return tuple(messages)
 

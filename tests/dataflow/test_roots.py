@@ -80,6 +80,7 @@ def test_a_source_without_a_folder_says_which_flag_gives_it_one(data: Path) -> N
         ("coco/../coco/1.jpg", "data/cambrian/coco/1.jpg"),
         ("../metaclip/2.jpg", "data/metaclip/2.jpg"),  # all of the declared folder is
         ("shared/train2017/3.jpg", "shared/train2017/3.jpg"),
+        ("./shared/train2017/3.jpg", "shared/train2017/3.jpg"),
     ],
 )
 def test_a_path_that_ends_inside_is_followed(roots: Roots, data: Path, path: str, ends_at: str) -> None:
