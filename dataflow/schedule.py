@@ -1,22 +1,23 @@
-"""Which record is trained when: a pure function of (digests, rows, mixture, batch). Data, not state.
+"""Which record is trained when: a pure function of (digests, rows, lengths, mixture, batch). Data, not state.
 
-Groups take turns by largest deficit in integers, members of a group likewise; the k-th turn of a member is the k-th
-record of its own shuffled order, epoch after epoch. Resuming is asking for another position.
+Groups take turns by their deficit in integers, members of a group likewise, counted in samples or in tokens; the k-th
+turn of a member is the k-th record of its own shuffled order, epoch after epoch. Resuming is asking for a position.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflow.mixture import Mixture, weights
+from dataflow.mixture import Mixture, Weights, weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,49 @@ def shuffled(count: int, seed: int, name: str, epoch: int) -> NDArray[np.int64]:
     return np.argsort(x, kind="stable").astype(np.int64)
 
 
+def turns_by_length(
+    shares: Sequence[int], streams: Sequence[Iterator[tuple[int, int]]], longest: int
+) -> Iterator[tuple[int, int]]:
+    """Who goes next so that lengths add up to the shares: Tijdeman's chairman assignment, with lengths.
+
+    Of those whose next record keeps them less than `longest` ahead of their share, the one that would otherwise be the
+    first to lag so far behind. After every turn each of k parties is within (1 - 1/(2k - 2)) * longest of its share
+    of the total: never ahead of it by the rule, never behind by measurement over random shares and lengths.
+
+    Args:
+        shares: positive integers.
+        streams: of each party its (member, length) in its own order; lengths from 1. One that ends takes no more turns:
+            it has had its share of the whole, if its share is the sum of its lengths.
+        longest: the largest of the lengths.
+    Returns: what the parties' streams gave, in the order of their turns, until all have ended.
+    """
+    if len(streams) == 1:
+        yield from streams[0]
+        return
+    scale = 2 * len(shares) - 2
+    bound = sum(shares) * (scale - 1) * longest
+    shares = [share * scale for share in shares]
+    total = sum(shares)
+    lag = [0] * len(shares)  # share * tokens of all - total * tokens of its own
+    coming = {place: turn for place, stream in enumerate(streams) if (turn := next(stream, None))}
+    while coming:
+        chosen, ahead, room, rate = -1, True, 0, 1  # its room gets less by `rate` with every token of the others
+        for place, turn in coming.items():
+            share = shares[place]
+            early, left = (total - share) * turn[1] - lag[place] > bound, bound - lag[place]
+            if chosen < 0 or early < ahead or (early == ahead and left * rate < room * share):
+                chosen, ahead, room, rate = place, early, left, share
+        turn = coming[chosen]
+        for place, share in enumerate(shares):
+            lag[place] += share * turn[1]
+        lag[chosen] -= total * turn[1]
+        if following := next(streams[chosen], None):
+            coming[chosen] = following
+        else:
+            del coming[chosen]
+        yield turn
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """The order of one training.
@@ -79,6 +123,7 @@ class Schedule:
     names, digests, rows: of each member, in the order of `mixture.members`: its corpus' name, the digest of what it is
     (root digest and selection), and how many records it has after its selection.
     batch: records at a position. positions: how many there are.
+    lengths: of each member int[rows], the tokens of every record; for a mixture that is counted in tokens.
     """
 
     mixture: Mixture
@@ -87,6 +132,7 @@ class Schedule:
     rows: tuple[int, ...]
     batch: int
     positions: int
+    lengths: tuple[NDArray[np.int32], ...] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         held = len(self.mixture.members)
@@ -97,38 +143,126 @@ class Schedule:
             )
         if self.batch < 1 or self.positions < 0:
             raise ValueError(f"batch={self.batch}, positions={self.positions}: give 1 or more and 0 or more")
+        if tuple(len(each) for each in self.lengths) != (self.rows if self.mixture.unit == "tokens" else ()):
+            raise ValueError(
+                f"lengths of {[len(each) for each in self.lengths]} records for members of {list(self.rows)}: "
+                "a mixture in tokens needs the tokens of every record, one in samples none"
+            )
+        for name, each in zip(self.names, self.lengths, strict=False):
+            if len(each) and each.min() < 1:
+                raise ValueError(f"record {int(each.argmin())} of {name} takes {each.min()} tokens: must be 1 or more")
 
     @cached_property
     def digest(self) -> str:
         """Names this order: equal digests give equal records at every position both have."""
-        shares = [group.share for group in self.mixture.groups]
         fields = [
             self.mixture.version,
             self.mixture.seed,
-            shares,
-            self._weights,
+            self._weights.groups,
+            self._weights.members,
             self.names,
             self.digests,
             self.rows,
             self.batch,
+            *([] if self.mixture.unit == "samples" else [self.mixture.unit]),
         ]
-        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+        content = hashlib.sha256(json.dumps(fields).encode())
+        for each in self.lengths:
+            content.update(np.ascontiguousarray(each, "<i4").tobytes())
+        return content.hexdigest()
 
     @cached_property
-    def _weights(self) -> tuple[tuple[int, ...], ...]:
-        return weights(self.mixture, self.rows, self.names)
+    def lasts(self) -> int | None:
+        """Turns until all amounts are used up; None: it has none, and lasts for ever."""
+        amounts = [amount for amount in self._weights.amounts if amount is not None]
+        if len(amounts) in (0, len(self.rows)):
+            return sum(amounts) or None
+        if self.mixture.unit == "tokens":
+            return sum(1 for _ in self._walk())
+        shares = self._weights.groups
+        counted = next(place for place, group in enumerate(self.mixture.groups) if group.counted)
+        # A group lags by less than a turn for each of the others.
+        order = turns(shares, (sum(amounts) + len(shares)) * sum(shares) // shares[counted])
+        return int(np.flatnonzero(order == counted)[sum(amounts) - 1]) + 1
+
+    @cached_property
+    def _weights(self) -> Weights:
+        return weights(self.mixture, self.rows, self.names, self._size)
+
+    def _size(self, member: int, records: int) -> int:
+        """The first so many records of a member's order, in the mixture's unit."""
+        if self.mixture.unit == "samples":
+            return records
+        epochs, rest = divmod(records, self.rows[member])
+        whole = epochs * int(self.lengths[member].sum(dtype=np.int64))
+        if not rest:
+            return whole
+        return whole + int(self.lengths[member][self._order(member, epochs)[:rest]].sum(dtype=np.int64))
+
+    def _order(self, member: int, epoch: int) -> NDArray[np.int64]:
+        return shuffled(self.rows[member], self.mixture.seed, self.names[member], epoch)
+
+    def _walk(self) -> Iterator[tuple[int, int]]:
+        """(member, tokens of its record) of every turn of a mixture in tokens, until its amounts are used up."""
+        made, groups, longest = self._weights, [], []
+        for inside in made.members:
+            members = range(len(longest), len(longest) + len(inside))
+            longest += [int(self.lengths[member].max()) for member in members]
+            streams = [itertools.islice(self._stream(member), made.amounts[member]) for member in members]
+            groups.append(turns_by_length(inside, streams, max(longest[members.start :])))
+        left = sum(amount for amount in made.amounts if amount is not None)
+        for turn in turns_by_length(made.groups, groups, max(longest)):
+            yield turn
+            if made.amounts[turn[0]] is not None:
+                left -= 1
+                if not left:
+                    return
+
+    def _stream(self, member: int) -> Iterator[tuple[int, int]]:
+        for epoch in itertools.count():
+            for length in self.lengths[member][self._order(member, epoch)].tolist():
+                yield member, length
 
     @cached_property
     def _members(self) -> NDArray[np.int32]:
-        """int32[positions * batch]: the member of every turn."""
-        groups = turns([group.share for group in self.mixture.groups], self.positions * self.batch)
-        members = np.empty_like(groups)
-        first = 0
-        for index, inside in enumerate(self._weights):
-            places = np.flatnonzero(groups == index)
-            members[places] = turns(inside, len(places)) + first
-            first += len(inside)
+        """int32[positions * batch]: the member of every turn.
+
+        Raises: ValueError: one is used up before its last turn.
+        """
+        count = self.positions * self.batch
+        if self.mixture.unit == "tokens":
+            members = np.fromiter((member for member, _ in itertools.islice(self._walk(), count)), np.int32)
+        else:
+            groups = turns(self._weights.groups, count)
+            members, first = np.empty_like(groups), 0
+            for index, inside in enumerate(self._weights.members):
+                places = np.flatnonzero(groups == index)
+                members[places] = turns(inside, len(places)) + first
+                first += len(inside)
+        dry = [(place, member) for member in range(len(self.rows)) for place in self._beyond(member, members)]
+        if len(members) < count:
+            dry.append((len(members), int(members[-1])))
+        if dry:
+            place, member = min(dry)
+            raise ValueError(
+                f"{self.names[member]} runs dry at position {place // self.batch} of {self.positions}: "
+                f"{self._why(member)}"
+            )
         return members
+
+    def _beyond(self, member: int, members: NDArray[np.int32]) -> list[int]:
+        """The first turn that a member cannot take, if there is one."""
+        bounds = [each for each in (self._weights.amounts[member], self._weights.caps[member]) if each is not None]
+        return np.flatnonzero(members == member)[min(bounds) :][:1].tolist() if bounds else []
+
+    def _why(self, member: int) -> str:
+        amount, cap = self._weights.amounts[member], self._weights.caps[member]
+        if cap is not None and (amount is None or cap < amount):
+            return (
+                f"{self.rows[member]} records read {self.mixture.max_passes} times (max_passes) are {cap}; "
+                "raise max_passes, take less of it, or give it more records"
+            )
+        return f"its amount is {amount} records; plan fewer steps or raise its amount"
 
     @cached_property
     def _use(self) -> NDArray[np.int64]:
@@ -148,8 +282,7 @@ class Schedule:
         if (member, epoch) not in self._orders:
             for stale in [known for known in self._orders if known[0] == member and abs(known[1] - epoch) > 1]:
                 del self._orders[stale]
-            order = shuffled(self.rows[member], self.mixture.seed, self.names[member], epoch)
-            self._orders[member, epoch] = order
+            self._orders[member, epoch] = self._order(member, epoch)
         return Use(member, int(self._orders[member, epoch][place]), epoch)
 
     def position(self, number: int) -> list[Use]:
@@ -169,3 +302,10 @@ class Schedule:
         """
         end = self.batch * (self.positions if positions is None else positions)
         return np.bincount(self._members[:end], minlength=len(self.rows)).tolist()
+
+    def sizes(self) -> list[int]:
+        """What each member gives in all positions, in the mixture's unit: its turns, or their tokens.
+
+        Raises: ValueError: the mixture cannot be met.
+        """
+        return [self._size(member, count) for member, count in enumerate(self.counts())]

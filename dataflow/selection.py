@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from dataflow import shards
 from dataflow.build import write_atomically
+from dataflow.draw import draw
 from dataflow.index import BuiltCorpus, write_table
 
 SELECTION = pa.schema([("row", pa.int64()), ("key", pa.string())])
@@ -50,12 +50,43 @@ class Part:
             raise ValueError(f"validation={self.validation}: it counts records of 1,000; use 0 to 1000")
 
     def __call__(self, keys: Sequence[str]) -> NDArray[np.bool_]:
-        held_out = np.fromiter((_draw(key) < self.validation for key in keys), bool, len(keys))
+        held_out = np.fromiter((draw(key, "part", 1000) < self.validation for key in keys), bool, len(keys))
         return held_out if self.part == "validation" else ~held_out
 
 
-def _draw(key: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"part/{key}".encode()).digest()[:8], "big") % 1000
+@dataclass(frozen=True, kw_only=True)
+class Portion:
+    """Places `first` up to `end` of 1,000, drawn by hash of the key: portions that do not overlap share no record.
+
+    Independent of `Part`: a portion of the train part is that portion of it.
+    """
+
+    first: int = 0
+    end: int = 1000
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first < self.end <= 1000:
+            raise ValueError(f"first={self.first}, end={self.end}: places of 1,000; use 0 <= first < end <= 1000")
+
+    def __call__(self, keys: Sequence[str]) -> NDArray[np.bool_]:
+        places = np.fromiter((draw(key, "portion", 1000) for key in keys), np.int64, len(keys))
+        return (self.first <= places) & (places < self.end)
+
+
+@dataclass(frozen=True, kw_only=True)
+class All:
+    """Records that every one of the rules uses."""
+
+    rules: tuple[Selection, ...]
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise ValueError("All(rules=()): without a rule there is nothing to obey; leave the selection out")
+
+    def __call__(self, keys: Sequence[str]) -> NDArray[np.bool_]:
+        return np.logical_and.reduce([rule(keys) for rule in self.rules])
 
 
 def write(folder: Path, corpus: BuiltCorpus, selection: Selection, *, step: dict[str, Any]) -> None:

@@ -128,7 +128,11 @@ def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser
 
 
 def _recipe(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", help="module:function or path/to/file.py:function; `interlace list` shows the house's")
+    verb.add_argument(
+        "recipe",
+        help="module:function or path/to/file.py:function, with arguments as in 'mixtures:unlock(generation=5000)'; "
+        "`interlace list` shows the house's",
+    )
     verb.add_argument(
         "--set", dest="assignments", action="append", default=[], metavar="FIELD=VALUE", help="change a field, by path"
     )

@@ -22,7 +22,7 @@ from dataflow.roots import Roots
 from dataflow.selection import Part
 from pipelines import plan, report, runs, sample
 from pipelines.batching import pixels
-from pipelines.recipes import metamorph
+from pipelines.recipes import metamorph, mixtures
 from pipelines.step import Place, cluster
 
 PROMPTS = (
@@ -40,7 +40,7 @@ _REPAINTED = 6  # real pictures shown beside what the visualizer makes of their 
 def data(folder: Path) -> None:
     """Write the miniature corpora, or find them written."""
     counts = corpora.write(folder)
-    print(f"{folder}: " + ", ".join(f"{rows} rows of {name}" for name, rows in counts.items()), flush=True)
+    print(f"{folder}: {sum(counts.values())} rows of {len(counts)} sources: {', '.join(counts)}", flush=True)
 
 
 def run(place: Place) -> Path:
@@ -56,7 +56,7 @@ def run(place: Place) -> Path:
     )
     visualizer, speaker = metamorph.tiny_visualizer(), metamorph.tiny()
     with cluster(place):
-        opened = plan.build(speaker.mixture, place)
+        opened = plan.build(mixtures.mini(), place)
         painting = runs.train(visualizer, place, recipe_name="metamorph:tiny_visualizer")
         speaking = runs.train(speaker, place, recipe_name="metamorph:tiny")
     pictures = _answer(speaking, painting, [member.corpus for member in opened])

@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dataflow import selection
 from dataflow.index import BuiltCorpus
 from dataflow.mixture import Mixture
+from dataflow.record import Record
 from dataflow.schedule import Schedule
+from models.layout import Layout
 from pipelines import corpus
 from pipelines.curate import select
 from pipelines.recipe import describe, key
@@ -55,7 +60,7 @@ def schedule(training: Training, opened: Sequence[BuiltCorpus]) -> Schedule:
     """The order in which a training reads its mixture.
 
     Raises:
-        ValueError: a source that the architecture cannot learn from, or one without records.
+        ValueError: a source that the architecture cannot learn from, one without records, one that runs dry, or no end.
     """
     members = training.mixture.members
     names = tuple(member.corpus.name for member in members)
@@ -68,16 +73,46 @@ def schedule(training: Training, opened: Sequence[BuiltCorpus]) -> Schedule:
                 f"{share:.0%} of {name} is {', '.join(deaf)}, from which {kind} learns nothing: "
                 f"it learns {', '.join(training.architecture.tasks)}; select other records or take {name} out"
             )
-    plan = Schedule(
+    endless = Schedule(
         mixture=training.mixture,
         names=names,
         digests=tuple(built.digest for built in opened),
         rows=tuple(len(built) for built in opened),
         batch=training.batch,
-        positions=training.steps,
+        positions=0,
+        lengths=lengths(training, opened) if training.mixture.unit == "tokens" else (),
     )
-    plan.counts(0)  # an infeasible mixture says so here
+    plan = replace(endless, positions=_steps(training, endless.lasts) if training.steps is None else training.steps)
+    plan.counts()  # an infeasible mixture says so here
     return plan
+
+
+def lengths(training: Training, opened: Sequence[BuiltCorpus]) -> tuple[NDArray[np.int32], ...]:
+    """Of each member int32[n]: the tokens of every record it offers, laid out for the architecture."""
+    layout: Layout = training.architecture.layout()
+
+    def length(record: Record) -> int:
+        return len(layout.lay_out(record.turns, task=record.task, key=record.key))
+
+    return tuple(
+        np.fromiter((length(built.record(place)) for place in range(len(built))), np.int32, len(built))
+        for built in opened
+    )
+
+
+def _steps(training: Training, records: int | None) -> int:
+    """As many as the mixture lasts for."""
+    if records is None:
+        raise ValueError(
+            f"training {training.name} has no steps and its mixture no end: give steps, "
+            "or give the members of a group a Count or Passes"
+        )
+    if records < training.batch:
+        raise ValueError(
+            f"the mixture of training {training.name} lasts for {records} records, a batch has {training.batch}: "
+            "give it more, or make the batch smaller"
+        )
+    return records // training.batch
 
 
 def run_folder(training: Training, plan: Schedule, place: Place) -> Path:
@@ -89,8 +124,11 @@ def run_folder(training: Training, plan: Schedule, place: Place) -> Path:
 
 
 def table(training: Training, plan: Schedule) -> list[dict[str, Any]]:
-    """Planned samples per member: group, source, records on disk, turns in this run, share, passes."""
-    rows, place, counts = [], 0, plan.counts()
+    """What is planned of each member: group, source, records on disk, turns in this run, passes, share of the samples.
+
+    Of a mixture in tokens also the tokens, and the share is of them.
+    """
+    rows, place, counts, sizes = [], 0, plan.counts(), plan.sizes()
     for group in training.mixture.groups:
         for _ in group.members:
             rows.append(
@@ -99,8 +137,9 @@ def table(training: Training, plan: Schedule) -> list[dict[str, Any]]:
                     "source": plan.names[place],
                     "records": plan.rows[place],
                     "planned": counts[place],
-                    "share": counts[place] / sum(counts),
+                    "share": sizes[place] / sum(sizes),
                     "passes": counts[place] / plan.rows[place],
+                    **({"tokens": sizes[place]} if training.mixture.unit == "tokens" else {}),
                 }
             )
             place += 1

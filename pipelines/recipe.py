@@ -1,11 +1,13 @@
 """Recipes: Python functions that return values. Find one, change a field of it, describe it as JSON, name it by a hash.
 
-A recipe is `module:function` (modules of pipelines/recipes, or any importable one) or `path/to/file.py:function`.
+A recipe is `module:function` (modules of pipelines/recipes, or any importable one) or `path/to/file.py:function`; one
+with parameters takes them by name, as literals: `mixtures:unlock(generation=5000, with_understanding=False)`.
 Nothing here imports torch or ray: `list` and `show` answer in a fraction of a second.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import hashlib
@@ -15,6 +17,7 @@ import inspect
 import json
 import math
 import pkgutil
+import re
 import sys
 import traceback
 import types
@@ -26,31 +29,47 @@ from typing import Any
 from pipelines import recipes
 
 _OUTSIDE = "interlace_recipe_"  # prefix of modules loaded from a file, so that they shadow nothing
+_LONGEST_ARGUMENTS = 1000  # characters: literals that a person typed
+_CALL = re.compile(r"(\w+)\((.*)\)", re.DOTALL)
 
 
 def load(name: str) -> Any:
     """The value that a recipe function returns.
 
     Raises:
-        ValueError: no such module, file or function; the nearest names are given.
+        ValueError: no such module, file, function or parameter (the nearest are named), or a value of another type.
     """
-    module_name, colon, function_name = name.rpartition(":")
-    if not colon:
-        raise ValueError(
-            f"recipe {name!r}: write module:function or path/to/file.py:function; `interlace list` shows them"
-        )
+    module_name, function_name, arguments = split(name)
     module = _file(Path(module_name)) if module_name.endswith(".py") else _module(module_name)
     functions = _functions(module)
     if function_name not in functions:
         raise ValueError(f"recipe {name!r}: {module_name} has no {function_name}{nearest(function_name, functions)}")
     function = functions[function_name]
-    needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-    if needed or inspect.iscoroutinefunction(function):
-        raise ValueError(f"recipe {name!r}: a recipe is a plain function without parameters")
+    if inspect.iscoroutinefunction(function):
+        raise ValueError(f"recipe {name!r}: a recipe is a plain function")
+    given = _arguments(function, arguments, f"recipe {name!r}")
     try:
-        return function()
+        return function(**given)
     except (Exception, SystemExit) as error:
         raise ValueError(f"recipe {name!r} fails: {type(error).__name__}: {error}") from error
+
+
+def split(name: str) -> tuple[str, str, str]:
+    """A recipe's name as its module or file, its function, and the text of its arguments.
+
+    Raises:
+        ValueError: it names no function, or its brackets do not close.
+    """
+    called = re.fullmatch(r"(.*?):(\w+)\((.*)\)", name, re.DOTALL)
+    if called:
+        return called[1], called[2], called[3]
+    module_name, colon, function_name = name.rpartition(":")
+    if not colon or "(" in function_name:
+        raise ValueError(
+            f"recipe {name!r}: write module:function or path/to/file.py:function, with brackets if it takes something, "
+            "function(name=value); `interlace list` shows them"
+        )
+    return module_name, function_name, ""
 
 
 def listing() -> Iterator[tuple[str, str]]:
@@ -178,6 +197,65 @@ def _functions(module: types.ModuleType) -> dict[str, Callable[[], Any]]:
     }
 
 
+def _arguments(function: Callable[..., Any], text: str, told: str) -> dict[str, Any]:
+    """The literals in the brackets of a call, each of its parameter's annotated type. Nothing in them is run.
+
+    Args:
+        function: a function or a dataclass. told: how an error begins.
+    """
+    if len(text) > _LONGEST_ARGUMENTS:
+        raise ValueError(f"{told[:60]}...: {len(text)} characters in its brackets, over {_LONGEST_ARGUMENTS}")
+    parameters = inspect.signature(function).parameters
+    if any(p.kind not in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters.values()):
+        raise ValueError(f"{told}: a recipe is a plain function whose parameters have names")
+    source = f"call({text})"
+    try:
+        call = ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ValueError(f"{told}: the brackets do not read; write name=value, ...") from None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise ValueError(f"{told}: name what you give: {', '.join(f'{name}=...' for name in parameters) or 'nothing'}")
+    try:
+        annotations = typing.get_type_hints(function)
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:  # text in a user's file
+        raise ValueError(f"{told}: its annotations do not read ({type(error).__name__}: {error})") from None
+    given: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None or keyword.arg not in parameters:
+            raise ValueError(f"{told}: there is no parameter {keyword.arg}{nearest(keyword.arg or '', parameters)}")
+        if keyword.arg in given:
+            raise ValueError(f"{told}: {keyword.arg} is given twice")
+        annotation = annotations.get(keyword.arg, str | int | float | bool | None)
+        try:
+            given[keyword.arg] = _fitted(annotation, ast.literal_eval(keyword.value))
+        except (ValueError, TypeError, OverflowError, RecursionError, MemoryError):
+            wrong = f"{keyword.arg}={ast.get_source_segment(source, keyword.value)}"
+            raise ValueError(f"{told}: {wrong[:60]} is not {_named(annotation)}, written as a literal") from None
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in given]
+    if missing:
+        raise ValueError(f"{told} needs {' and '.join(missing)}: write {function.__name__}({missing[0]}=...)")
+    return given
+
+
+def _fitted(annotation: Any, value: Any) -> Any:
+    """A literal as a value of the annotated type; ValueError where it is none."""
+    for option in typing.get_args(annotation) if _is_union(annotation) else (annotation,):
+        inside = typing.get_args(option)
+        if typing.get_origin(option) is typing.Literal:
+            if any(type(choice) is type(value) and choice == value for choice in inside):
+                return value
+        elif typing.get_origin(option) is tuple and isinstance(value, tuple):
+            kinds = [inside[0]] * len(value) if inside[-1] is ... else inside
+            if len(kinds) == len(value):
+                return tuple(_fitted(kind, item) for kind, item in zip(kinds, value, strict=True))
+        elif option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            if math.isfinite(value):
+                return float(value)
+        elif option in (int, str, bool, type(None)) and type(value) is option:
+            return value
+    raise ValueError
+
+
 def _replaced(value: Any, path: list[str], text: str, assignment: str) -> Any:
     name, rest = path[0], path[1:]
     if isinstance(value, tuple):
@@ -230,8 +308,18 @@ def _typed(annotation: Any, text: str, assignment: str) -> Any:
             kinds = [inside[0]] * len(pieces) if inside[-1] is ... else list(inside)
             if len(kinds) == len(pieces) and all(kind in (int, float, str, bool) for kind in kinds):
                 return tuple(_typed(kind, piece.strip(), assignment) for kind, piece in zip(kinds, pieces, strict=True))
-    wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
-    raise ValueError(f"--set {assignment}: {text!r} is not {str(wanted).replace('typing.', '')}")
+        elif dataclasses.is_dataclass(option) and (made := _CALL.fullmatch(text)) and made[1] == option.__name__:
+            return option(**_arguments(option, made[2], f"--set {assignment}"))
+    raise ValueError(f"--set {assignment}: {text!r} is not {_named(annotation)}")
+
+
+def _named(annotation: Any) -> str:
+    """An annotation as a person writes it."""
+    if _is_union(annotation):
+        return " | ".join(_named(option) for option in typing.get_args(annotation))
+    if isinstance(annotation, type):
+        return "None" if annotation is type(None) else annotation.__name__
+    return str(annotation).replace("typing.", "")
 
 
 def _is_union(annotation: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def train(training: Training, place: Place, *, recipe_name: str) -> Path:
     """
     opened = tuple(plan.locate(training.mixture, place))
     schedule = plan.schedule(training, [member.open() for member in opened])
+    training = replace(training, steps=schedule.positions)
     run = plan.run_folder(training, schedule, place)
     batches = RecordBatches(
         schedule=schedule,
@@ -59,6 +61,6 @@ def train(training: Training, place: Place, *, recipe_name: str) -> Path:
 
 def _description(training: Training, recipe_name: str) -> dict[str, Any]:
     """What recipe.json holds. `file` is where the classes of a recipe outside the house are found again."""
-    file, _, _ = recipe_name.rpartition(":")
+    file, _, _ = recipe.split(recipe_name)
     outside = str(Path(file).expanduser().resolve()) if file.endswith(".py") else None
     return {"recipe": recipe_name, "file": outside, "value": recipe.describe(training)}

@@ -67,6 +67,7 @@ def fit(training: Training, run: Path, batches: Batches, *, workers: int, ray_ad
     """
     import ray
 
+    assert training.steps is not None  # whoever made the schedule knows it
     if not ray.is_initialized():
         raise ValueError(
             "Ray is not initialised: a training runs on a cluster that the caller chose; call ray.init(address=...)"

@@ -45,7 +45,8 @@ class Training:
     """One run of one architecture on one mixture.
 
     architecture: a config with `tasks`, `layout()`, `picture` and `build()` (models/interface.py).
-    batch: records of one optimizer step, over all ranks. steps: optimizer steps.
+    batch: records of one optimizer step, over all ranks.
+    steps: optimizer steps; None: as many as the amounts of the mixture last for, which takes built corpora to tell.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Training:
     mixture: Mixture
     optimizer: AdamW
     batch: int
-    steps: int
+    steps: int | None
     sequence_length: int
     seed: int = 0
     execution: Execution = field(default_factory=Execution)
@@ -64,7 +65,10 @@ class Training:
         if not isinstance(self.mixture, Mixture) or not isinstance(self.optimizer, AdamW):
             raise ValueError(f"training {self.name}: mixture must be a Mixture, optimizer an AdamW")
         for name in ("batch", "steps", "sequence_length"):
-            if not isinstance(number := getattr(self, name), int) or number < 1:
+            number = getattr(self, name)
+            if name == "steps" and number is None:
+                continue
+            if not isinstance(number, int) or number < 1:
                 raise ValueError(f"training {self.name}: {name}={number!r} must be a whole number from 1")
 
     version: ClassVar[int] = 1

@@ -60,6 +60,7 @@ def work(config: dict[str, Any]) -> None:
 def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> None:
     rank, world = distributed.get_rank(), distributed.get_world_size()
     execution, steps = training.execution, training.steps
+    assert steps is not None
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before any collective: NCCL would meet on device 0
     else:

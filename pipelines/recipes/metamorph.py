@@ -21,15 +21,15 @@ def tiny() -> Training:
     return Training(
         name="metamorph-tiny",
         architecture=MetaMorph(
-            backbone=Llama(width=128, layers=4, heads=4, kv_heads=2, ffn=384, max_positions=512),
+            backbone=Llama(width=128, layers=4, heads=4, kv_heads=2, ffn=384, max_positions=640),
             vision=_TINY_VISION,
             grid=_TINY_GRID,
         ),
-        mixture=mixtures.mini(),
+        mixture=mixtures.mini_metamorph(),
         optimizer=AdamW(learning_rate=2e-3, betas=(0.9, 0.95), warmup_steps=20, minimum_rate=1e-4),
         batch=24,
         steps=200,
-        sequence_length=384,
+        sequence_length=640,  # 12 pictures, a reversed clip of 6 frames, and 400 letters
         execution=Execution(zero_stage=2, micro_batch=12, save_every=50),
     )
 

@@ -14,7 +14,7 @@ from upstream import ORCA, Build, jsonl
 
 from dataflow import selection
 from dataflow.index import BuiltCorpus
-from dataflow.selection import Part
+from dataflow.selection import All, Part, Portion
 from dataflow.sources.cambrian import Cambrian
 
 KEYS = [f"cambrian_{number:09d}" for number in range(20_000)]
@@ -55,6 +55,42 @@ def test_the_parts_are_these_on_every_machine() -> None:
 
 
 PINNED = [12, 19, 49, 89, 106, 159, 160, 223, 226]
+
+
+def test_portions_that_do_not_overlap_share_no_record_and_together_leave_none_out() -> None:
+    portions = [Portion(end=100), Portion(first=100, end=900), Portion(first=900)]
+    used = np.array([portion(KEYS) for portion in portions])
+    assert (used.sum(axis=0) == 1).all()
+    assert np.abs(used.mean(axis=1) - [0.1, 0.8, 0.1]).max() < 0.01
+    assert Portion()(KEYS).all()
+
+
+def test_a_portion_is_independent_of_the_part() -> None:
+    """A tenth of the validation part too; the draws of `Part` would put all of it into the first portion."""
+    validation = [key for key, used in zip(KEYS, Part(part="validation", validation=200)(KEYS), strict=True) if used]
+    assert abs(Portion(first=900)(validation).mean() - 0.1) < 0.02
+    assert abs(Portion(end=100)(validation).mean() - 0.1) < 0.02
+
+
+def test_the_portions_are_these_on_every_machine() -> None:
+    assert np.flatnonzero(Portion(first=980)(KEYS[:300])).tolist() == PINNED_PORTION
+
+
+PINNED_PORTION = [2, 69, 196, 279]
+
+
+def test_all_rules_must_agree() -> None:
+    train, tenth = Part(part="train", validation=500), Portion(first=900)
+    assert np.array_equal(All(rules=(train, tenth))(KEYS), train(KEYS) & tenth(KEYS))
+    assert np.array_equal(All(rules=(train,))(KEYS), train(KEYS))
+    with pytest.raises(ValueError, match=r"without a rule there is nothing to obey; leave the selection out"):
+        All(rules=())
+
+
+@pytest.mark.parametrize(("first", "end"), [(-1, 10), (0, 1001), (5, 5), (6, 5), (1000, 1000)])
+def test_a_portion_of_nothing_or_beyond_the_scale_is_refused(first: int, end: int) -> None:
+    with pytest.raises(ValueError, match=rf"first={first}, end={end}: places of 1,000; use 0 <= first < end <= 1000"):
+        Portion(first=first, end=end)
 
 
 @pytest.mark.parametrize(

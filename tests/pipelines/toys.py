@@ -175,6 +175,7 @@ def advance(
 ) -> tuple[list[list[float]], list[float]]:
     """Train on these positions, by hand. Returns the mean losses (text, picture) and the gradient norm of each step."""
     rank, world = distributed.get_rank(), distributed.get_world_size()
+    assert training.steps is not None
     losses, norms = [], []
     for position in positions:
         counts = built.counts(item(position, range(training.batch)).batch)
