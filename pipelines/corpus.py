@@ -198,14 +198,15 @@ def check(corpus: Corpus, place: Place, *, rows: int) -> Checked:
     progress = Progress(f"{corpus.name} (check)", rows, "rows")
     for file in files:
         part = 0.0
-        for number, split in enumerate(islice(readers.splits(folder, file, size), share // size)):
+        splits = readers.splits(folder, file, size)
+        for number, split in enumerate(islice(splits, share // size)):
             records, read = job.preview(split, number)
             ledger += read
             kept += len(records)
             weight += sum(shards.size(record) for record in records)
             part = readers.share(folder, split)
             progress.advance(len(read))
-        seen += part * sizes[file]
+        seen += sizes[file] * (part if next(splits, None) else 1.0)  # what ends a file is in no split
     return Checked(
         name=corpus.name, ledger=tuple(ledger), kept=kept, bytes=weight, seen=seen / max(1, sum(sizes.values()))
     )

@@ -107,7 +107,7 @@ def conversation(turns: Any, *, pictures: int) -> tuple[Message, ...]:
             raise Corrupt(f"an empty {speaker} turn")
         messages.append(Message(role, tuple(parts)))
     if used != pictures:
-        raise Corrupt(f"{pictures} pictures but {used} <image> in the text")
+        raise Corrupt(f"{pictures} picture{'s' * (pictures != 1)} but {used} <image> in the text")
     spoken = [message.role for message in messages if message.role != "system"]
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         raise Corrupt(f"turns are {', '.join(spoken) or 'none'}: they must be user, assistant, user, assistant, ...")

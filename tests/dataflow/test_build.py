@@ -167,7 +167,7 @@ def test_good_rows_are_kept_and_bad_ones_are_not(data: Path) -> None:
         "line is not JSON",
         "line is not UTF-8",
         "line holds list",
-        "1 pictures but 0 <image>",
+        "1 picture but 0 <image>",
         "turns are assistant, user, assistant",
         "an empty gpt turn",
         r"text holds half a surrogate pair, '\ud83d', at character 16",

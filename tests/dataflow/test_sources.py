@@ -102,9 +102,9 @@ def test_a_system_turn_may_come_first() -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        (say(("human", "?"), ("gpt", "!"), image="7"), "1 pictures but 0 <image> in the text"),
+        (say(("human", "?"), ("gpt", "!"), image="7"), "1 picture but 0 <image> in the text"),
         (say(("human", "<image>?"), ("gpt", "!")), "0 pictures but 1 <image> in the text"),
-        (say(("human", "<image><image>?"), ("gpt", "!"), image="7"), "1 pictures but 2 <image>"),
+        (say(("human", "<image><image>?"), ("gpt", "!"), image="7"), "1 picture but 2 <image>"),
         (
             say(("human", "what?"), ("gpt", "<image>"), image="7"),
             "<image> in an answer: it would become a picture to learn",
@@ -243,7 +243,7 @@ def test_pictures_in_a_parquet_row_are_bytes_or_a_path() -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({**SPOT, "image": SPOT["image"][:1]}, "1 pictures but 2 <image> in the text"),
+        ({**SPOT, "image": SPOT["image"][:1]}, "1 picture but 2 <image> in the text"),
         ({**SPOT, "image": [*SPOT["image"], "spot/1.png"]}, "3 pictures but 2 <image> in the text"),
         ({**SPOT, "image": ["spot/1.png", "gone.png"]}, "picture 'gone.png' is not there"),
         ({**SPOT, "image": ["spot/1.png", ""]}, "picture 1 of 2 is '': neither a path nor bytes"),

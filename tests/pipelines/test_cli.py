@@ -91,7 +91,7 @@ def test_a_file_that_hides_the_house_from_workers_is_named(world: Path, tmp_path
 def test_check_reads_rows_and_tells_what_would_be_dropped(world: Path, tmp_path: Path, interlace: Interlace) -> None:
     said = interlace("check", "mixtures:mini", "--data", world, cwd=tmp_path).stdout
     assert "cambrian: 300 rows read, 296 records kept, 4 rows dropped" in said
-    assert "1 pictures but 2 <image> in the text  (jsons/Cambrian7M_withsystemprompt.jsonl row 51)" in said
+    assert "1 picture but 2 <image> in the text  (jsons/Cambrian7M_withsystemprompt.jsonl row 51)" in said
     assert "metaclip: 100 rows read, 100 records kept, 0 rows dropped" in said
     assert not list(tmp_path.iterdir())
 
