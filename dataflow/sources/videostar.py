@@ -86,9 +86,13 @@ def chat(turns: Any, *, frames: int) -> Any:
     tag = _CLIP if any(_CLIP in value for value in said) else _PICTURE
     if (tags := sum(value.count(tag) for value in said)) > 1:
         raise Corrupt(f"{tags} {tag} in the text for 1 clip")
+    asked = [turn.get("from") in ("human", "user") for turn in turns]
+    if any(tag in value and not asks for value, asks in zip(said, asked, strict=True)):
+        raise Corrupt(f"{tag} in a turn that is not human: a clip belongs to a question")
     if not tags:
-        asks = next((place for place, turn in enumerate(turns) if turn.get("from") in ("human", "user")), 0)
-        said[asks : asks + 1] = [tag + value for value in said[asks : asks + 1]]
+        if True not in asked:
+            raise Corrupt("no human turn, which would show the clip")
+        said[asked.index(True)] = tag + said[asked.index(True)]
     shown = _PICTURE * frames
     return conversation(
         [{**turn, "value": value.replace(tag, shown)} for turn, value in zip(turns, said, strict=True)],

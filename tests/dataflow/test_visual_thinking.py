@@ -339,7 +339,7 @@ def test_a_box_that_is_partly_outside_is_cut_to_the_picture() -> None:
         (cup(target_instances="cup"), "target_instances is not a list of targets"),
         (cup(image=None), "no image, but targets in it"),
         (cup(conversations=None), "conversations is not a list of turns"),
-        (cup(conversations=[{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I."}]), "1 pictures but 0"),
+        (cup(conversations=[{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I."}]), "1 picture but 0"),
         (
             cup(conversations=[{"from": "human", "value": "<image> Who?"}, {"from": "gpt", "value": "An <object>."}]),
             "<object> in the text, outside the line that announces the targets",
