@@ -68,7 +68,11 @@ LEDGER = pa.schema(
 
 
 class TooManyDropped(ValueError):
-    """More rows would be lost than the recipe allows; nothing was committed."""
+    """More rows would be lost than the recipe allows; nothing was committed. `limit` is the field that says how many."""
+
+    def __init__(self, message: str, limit: str) -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 def commit(
@@ -146,7 +150,7 @@ def _bounded(lost: pa.Table, rows: int, name: str, limit: float) -> None:
     if lost.num_rows > limit * rows:
         found = tally([LedgerRow(**row) for row in lost.to_pylist()])
         reasons = "; ".join(f"{drop.rows} x {drop.example.reason}" for drop in found[:3])
-        raise TooManyDropped(f"{lost.num_rows} of {rows} rows would be dropped, over {name}={limit}: {reasons}")
+        raise TooManyDropped(f"{lost.num_rows} of {rows} rows would be dropped, over {name}={limit}: {reasons}", name)
 
 
 def root_digest(sha256: dict[str, str]) -> str:

@@ -244,7 +244,7 @@ def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, re
         for receipt in receipts:  # what could not be read may be mended before the next try
             if any(row.corrupt or row.missing for row in receipt.ledger):
                 receipt_path(work, receipt.number).unlink()
-        cure = f"mend the data under {source_folder}, or --set max_dropped=... or max_missing=..."
+        cure = f"mend the data under {source_folder}, or raise the limit: --set {error.limit}=..."
         raise ValueError(f"{corpus.source.name}: {error}; {cure}") from None
     counts, linked = manifest["counts"], sum(receipt.linked is not None for receipt in receipts)
     progress.close(

@@ -64,7 +64,15 @@ def test_the_ledger_has_a_row_per_input_row_and_sums_up(cambrian: Path, build: B
     assert table.schema.equals(index.LEDGER)
     assert table["row"].to_pylist() == list(range(30))
     counts = corpus.manifest["counts"]
-    assert counts == {"rows": 30, "candidates": 30, "kept": 18, "filtered": 9, "duplicate": 0, "corrupt": 3, "missing": 0}
+    assert counts == {
+        "rows": 30,
+        "candidates": 30,
+        "kept": 18,
+        "filtered": 9,
+        "duplicate": 0,
+        "corrupt": 3,
+        "missing": 0,
+    }
     assert [shard["records"] for shard in corpus.manifest["shards"]] == [5, 5, 5, 3]
 
 
@@ -93,12 +101,10 @@ def test_too_many_dropped_rows_stop_the_commit_with_the_main_reasons(
     assert build(Cambrian(), max_dropped=5 / 6, folder=tmp_path / "again").manifest["counts"]["kept"] == 1
 
 
-def test_rows_whose_files_are_not_there_have_a_limit_of_their_own(
-    cambrian: Path, build: Build, tmp_path: Path
-) -> None:
+def test_rows_whose_files_are_not_there_have_a_limit_of_their_own(cambrian: Path, build: Build, tmp_path: Path) -> None:
     gone = [{**BUS, "image": f"gone/{number}.jpg"} for number in range(3)]
     (cambrian / "jsons/a.jsonl").write_bytes(jsonl(BUS, *gone, b"{"))
-    with pytest.raises(index.TooManyDropped, match=r"3 of 5 rows would be dropped, over max_missing=0\.5: 3 x file 'gone"):
+    with pytest.raises(index.TooManyDropped, match=r"3 of 5 rows .* over max_missing=0\.5: 3 x file 'gone"):
         build(Cambrian(), max_missing=0.5)
     counts = build(Cambrian(), max_missing=0.6, max_dropped=0.2, folder=tmp_path / "again").manifest["counts"]
     assert (counts["kept"], counts["missing"], counts["corrupt"]) == (1, 3, 1)
@@ -296,7 +302,17 @@ def test_drops_are_counted_by_kind_most_frequent_first(cambrian: Path, build: Bu
 
 def test_tally_leaves_kept_rows_out() -> None:
     kept = index.LedgerRow(
-        file="a", row=0, shard=0, outcome="kept", reason="", candidates=1, kept=1, filtered=0, duplicate=0, corrupt=0, missing=0
+        file="a",
+        row=0,
+        shard=0,
+        outcome="kept",
+        reason="",
+        candidates=1,
+        kept=1,
+        filtered=0,
+        duplicate=0,
+        corrupt=0,
+        missing=0,
     )
     assert index.tally([kept]) == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from webdataset import compat
 
+from dataflow import mini
 from pipelines.step import HOUSE
 
 Interlace = Callable[..., subprocess.CompletedProcess[str]]
@@ -33,7 +35,7 @@ def test_list_names_every_recipe_with_its_line(interlace: Interlace) -> None:
 
 def test_show_prints_json_with_recipe_keys(interlace: Interlace) -> None:
     shown = json.loads(interlace("show", "mixtures:mini").stdout)
-    assert set(shown["recipe_keys"]) == {"cambrian", "metaclip", "instruct_pix2pix"}
+    assert set(shown["recipe_keys"]) == set(mini.SOURCES)
     changed = json.loads(interlace("show", "corpora:cambrian", "--set", "rows_per_shard=7").stdout)
     assert changed["value"]["rows_per_shard"] == 7
 
@@ -57,7 +59,7 @@ def test_show_prints_json_with_recipe_keys(interlace: Interlace) -> None:
         (["report", "EMPTY"], "neither a built corpus nor a run"),
         (["build", "corpora:cambrian", "--data", "WORLD", "--dry-run"], "give --cluster too"),
         (["sample", "EMPTY", "--prompts", "EMPTY/none.txt"], "argument --prompts: no file"),
-        (["check", "json:dumps"], "without parameters"),
+        (["check", "json:dumps"], "a recipe is a plain function whose parameters have names"),
         (["bake", "bread"], "invalid choice: 'bake'"),
         ([], "required: COMMAND"),
         (["train", "metamorph:tiny", "--cluster", "moon"], "invalid choice: 'moon'"),
@@ -90,10 +92,56 @@ def test_a_file_that_hides_the_house_from_workers_is_named(world: Path, tmp_path
 
 def test_check_reads_rows_and_tells_what_would_be_dropped(world: Path, tmp_path: Path, interlace: Interlace) -> None:
     said = interlace("check", "mixtures:mini", "--data", world, cwd=tmp_path).stdout
-    assert "cambrian: 300 rows read, 296 records kept, 4 rows dropped" in said
+    lines = re.findall(
+        r"^(\w+): (\d+) rows read: (\d+) kept, (\d+) filtered, (\d+) corrupt, (\d+) missing$", said, re.M
+    )
+    assert {name for name, *_ in lines} == set(mini.SOURCES)
+    for name, *counts in lines:
+        read, *outcomes = map(int, counts)
+        assert read == sum(outcomes), name
+    assert "cambrian: 300 rows read: 296 kept, 0 filtered, 3 corrupt, 1 missing" in said
     assert "1 picture but 2 <image> in the text  (jsons/Cambrian7M_withsystemprompt.jsonl row 51)" in said
-    assert "metaclip: 100 rows read, 100 records kept, 0 rows dropped" in said
+    assert "17 of 17 sources: " in said
     assert not list(tmp_path.iterdir())
+
+
+def test_check_tells_what_a_build_needs_from_some_of_the_rows(
+    built: Path, world: Path, tmp_path: Path, interlace: Interlace
+) -> None:
+    said = interlace("check", "corpora:cambrian", "--data", world, "--rows", "100", cwd=tmp_path).stdout
+    (about,) = re.findall(r"about (\d+) rows in all, ([0-9.]+) MB for a build", said)
+    assert int(about[0]) == pytest.approx(300, rel=0.1)
+    shards = sum(path.stat().st_size for path in (built / "corpora").glob("cambrian-*/*.tar"))
+    assert float(about[1]) == pytest.approx(shards / 1e6, rel=0.2)
+
+
+def test_check_says_no_where_a_build_would_stop_and_goes_on(world: Path, tmp_path: Path, interlace: Interlace) -> None:
+    some = tmp_path / "data"
+    shutil.copytree(world / "metaclip", some / "metaclip")
+    shutil.copytree(world / "instruct_pix2pix", some / "instruct_pix2pix")
+    said = interlace("check", "mixtures:mini_pictures", "--data", some, expect=0).stdout
+    assert "2 of 2 sources" in said
+    limit = "groups.other.members.0.corpus.filters.0.pixels=1000"
+    said = interlace("check", "mixtures:mini_pictures", "--data", some, "--set", limit, expect=1).stdout
+    assert "a build would stop: 40 of 40 rows lost, over max_dropped=0.1" in said
+    shutil.rmtree(some / "instruct_pix2pix")
+    gone = interlace("check", "mixtures:mini_pictures", "--data", some, expect=1)
+    assert "metaclip: 100 rows read: 100 kept" in gone.stdout
+    assert gone.stderr.startswith("instruct_pix2pix: no folder ")
+
+
+def test_a_corpus_of_foreign_tars_is_adopted_and_exported(world: Path, tmp_path: Path, interlace: Interlace) -> None:
+    words = ("build", "corpora:captions", "--data", world, "--root", tmp_path, "--set", "shards=adopted")
+    folder = Path(interlace(*words).stdout.splitlines()[-1])
+    assert all(path.is_symlink() for path in folder.glob("*.tar"))
+    assert "all as built" in interlace("verify", folder).stdout
+    interlace("report", folder, "--out", tmp_path / "page.html")
+    rows = Path(interlace("export-corpus", folder, "--format", "metamorph-jsonl").stdout.splitlines()[-1])
+    exported = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert len(exported) == 30
+    assert all(Path(path).is_file() for row in exported for path in row["image"])
+    refused = interlace(*words[:1], "corpora:cambrian", *words[2:], expect=2)
+    assert "only tars are adopted; build this corpus without shards=adopted" in refused.stderr
 
 
 def test_verify_passes_and_then_names_the_shard_of_one_changed_byte(
@@ -114,7 +162,9 @@ def test_verify_passes_and_then_names_the_shard_of_one_changed_byte(
 def test_webdataset_opens_what_was_built(built: Path) -> None:
     shards = sorted(str(path) for path in (built / "corpora").glob("*/*.tar"))
     samples = list(compat.WebDataset(shards, shardshuffle=False))
-    assert len(samples) == 296 + 100 + 40
+    manifests = [json.loads(path.read_bytes()) for path in (built / "corpora").glob("*/manifest.json")]
+    assert len(manifests) == len(mini.SOURCES)
+    assert len(samples) == sum(manifest["counts"]["kept"] for manifest in manifests)
     assert all("json" in sample for sample in samples)
 
 

@@ -137,7 +137,7 @@ def test_a_lab_builds_and_trains_from_its_own_file(lab: Path, interlace: Interla
     root = lab / "out"
     recipe = f"{lab / 'recipe.py'}:words"
     built = interlace("build", recipe, "--data", f"captions={lab / 'pictures'}", "--root", root, cwd=lab)
-    assert "10 rows, 9 records kept, 1 filtered, 0 corrupt; 3 shards built" in built.stdout
+    assert "10 rows, 9 records kept, 1 filtered, 0 corrupt, 0 missing; 3 shards built" in built.stdout
     trained = interlace("train", "recipe.py:words", "--root", "out", cwd=lab)
     run = Path(trained.stdout.splitlines()[-1])
     losses = [json.loads(line)["losses"]["text"] for line in (run / "metrics.jsonl").read_text().splitlines()]
