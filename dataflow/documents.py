@@ -74,17 +74,12 @@ def _spans(data: mmap.mmap) -> Iterator[tuple[int, int, int]]:
             depth -= 1
             if depth == 0:
                 if rest := data[at + 1 : at + 1001].strip():
-                    raise Broken(_after(rest, at + 1))
+                    follows = f"{rest[:20]!r} follows: it is broken, or two files in one"
+                    raise Broken(f"document ends at byte {at + 1} and {follows}")
                 return
     if root is None:
         raise Broken("document is neither a list nor an object")
     raise Broken("document is cut off or broken: its end is missing, and with it what comes after the last whole row")
-
-
-def _after(rest: bytes, place: int) -> str:
-    if rest[:1] in (b"{", b"["):
-        return f"document ends at byte {place} and another follows: are these JSON lines? rename the file to .jsonl"
-    return f"document ends at byte {place} and {rest[:20]!r} follows: it is broken, or two files in one"
 
 
 def together(data: bytes, count: int) -> list[Any] | None:

@@ -1,6 +1,6 @@
 """Input files as numbered rows: lines, documents, parquet, tars of samples. Nothing is skipped: a bad row is a row.
 
-    *.jsonl        a JSON object per line           *.json      items of a document, see documents.py
+    *.jsonl        a JSON object per line           *.json      items of a document, see documents.py; or such lines
     *.csv, *.tsv   a line each, under a header      *.parquet   rows
     *.txt          {"text": line}                   *.tar       {"__key__": name, extension: bytes}, a sample each
 
@@ -33,6 +33,7 @@ _SAMPLE = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: key a
 _CHUNK = 1 << 20  # bytes read at a time when counting lines and hashing
 _BATCH = 64  # parquet rows decoded at a time; they hold pictures
 _MAX_MEMBER = 1 << 30  # bytes of a tar member; over any sound picture or caption
+_LONGEST_LINE = 1 << 18  # bytes looked at to tell lines from a document
 _MAX_FIELD = 1 << 24  # characters of a CSV field
 _BOM = b"\xef\xbb\xbf"
 # What tarfile raises on headers that lie about themselves, sizes beyond 2**63 included.
@@ -73,10 +74,10 @@ def splits(folder: Path, file: str, rows_per_split: int) -> Iterator[Split]:
     """
     if rows_per_split < 1:
         raise ValueError(f"rows_per_split={rows_per_split}: a split holds at least one row")
-    kind = Path(file).suffix.lower()
-    if kind not in _SPLITS:
-        raise ValueError(f"{file}: cannot read *{kind}; sources list {', '.join(_SPLITS)} files")
-    return _SPLITS[kind](folder / file, file, rows_per_split)
+    path = folder / file
+    if path.suffix.lower() not in _SPLITS:
+        raise ValueError(f"{file}: cannot read *{path.suffix}; sources list {', '.join(_SPLITS)} files")
+    return _SPLITS[_kind(path)](path, file, rows_per_split)
 
 
 def rows(folder: Path, split: Split) -> tuple[str, Iterator[Row]]:
@@ -94,7 +95,7 @@ def rows(folder: Path, split: Split) -> tuple[str, Iterator[Row]]:
     path = folder / split.file
     if path.stat().st_size < split.end:
         raise ValueError(f"{path} is shorter than when its splits were planned: build again")
-    kind = path.suffix.lower()
+    kind = _kind(path)
     if kind == ".parquet":
         return _parquet_digest(path, split), _parquet_rows(path, split)
     digest = hashlib.sha256()
@@ -109,6 +110,17 @@ def rows(folder: Path, split: Split) -> tuple[str, Iterator[Row]]:
     digest.update(header)
     digest.update(data)
     return digest.hexdigest(), _ROWS[kind](data, split, header)
+
+
+def _kind(path: Path) -> str:
+    """How a file is read: by its name, but that JSON lines are lines whatever they are called."""
+    kind = path.suffix.lower()
+    if kind == ".json":
+        with path.open("rb") as stream:
+            first = stream.readline(_LONGEST_LINE).removeprefix(_BOM).strip()
+            if first.startswith(b"{") and first.endswith(b"}") and stream.readline(_LONGEST_LINE).strip()[:1] == b"{":
+                return ".jsonl"
+    return kind
 
 
 def share(folder: Path, split: Split) -> float:

@@ -84,16 +84,20 @@ class HowTo100M:
                 for segment in segments
                 if segment.end - segment.start >= _SHORTEST and (length is None or segment.end <= length)
             ]
+            part, about = None, ""
             if usable:
                 segment = usable[draw(key, "segment", len(usable), seed=self.seed)]
-                seconds = min(self.seconds, segment.end - segment.start)
-                part = video.stretch(stream, start=segment.start, seconds=seconds, side=self.side)
-                about = self._quote(segment, key)
-            else:
+                try:
+                    seconds = min(self.seconds, segment.end - segment.start)
+                    part = video.stretch(stream, start=segment.start, seconds=seconds, side=self.side)
+                    about = self._quote(segment, key)
+                except Corrupt:
+                    if length is not None:
+                        raise  # else the narration may go on after the end: take any part
+            if part is None:
                 spare = max(0, int((length or 0.0) - self.seconds))
                 start = float(draw(key, "start", spare + 1, seed=self.seed))
                 part = video.stretch(stream, start=start, seconds=self.seconds, side=self.side)
-                about = ""
             yield frame_prediction.ask(part, key, seed=self.seed, most=self.frames, about=about)
 
     def _quote(self, segment: Segment, key: str) -> str:

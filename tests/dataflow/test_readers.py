@@ -427,8 +427,7 @@ def test_one_bad_item_harms_no_other(tmp_path: Path) -> None:
         (b'[{"a": 1}, {"a": 2}', 1, "document is cut off or broken"),
         (b'[{"a": 1}, {"a": "2', 1, "document is cut off or broken"),
         (b'{"a": [{"b": 1}, {"c": 2}', 1, "document is cut off or broken"),
-        (b'[{"a": 1}] [2]', 1, "document ends at byte 10 and another follows: are these JSON lines? rename the file"),
-        (b'{"a": 1}\n{"a": 2}\n', 1, "another follows: are these JSON lines? rename the file to .jsonl"),
+        (b'[{"a": 1}] [2]', 1, "document ends at byte 10 and b'[2]' follows: it is broken, or two files in one"),
         (b'[{"a": 1}] x', 1, "document ends at byte 10 and b'x' follows: it is broken, or two files in one"),
     ],
 )
@@ -440,6 +439,13 @@ def test_a_broken_document_gives_what_is_whole_and_then_says_so(
     assert [row.number for row in found] == list(range(whole + 1))
     assert says in (found[-1].problem or "")
     assert not any(row.problem for row in found[:-1])
+
+
+def test_json_lines_are_lines_whatever_the_file_is_called(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\n{"a"\n{"a": 4}')
+    found = same_at_every_size(tmp_path, "a.json")
+    assert [row.value for row in found if row.problem is None] == [{"a": 1}, {"a": 2}, {"a": 4}]
+    assert list(problems(found)) == [2]
 
 
 def test_a_document_is_planned_without_being_held(tmp_path: Path) -> None:
