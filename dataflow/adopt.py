@@ -27,12 +27,13 @@ from dataflow.sources import Source
 MOST = 10_000  # samples of a tar
 
 
-def plan(folder: Path, file: str) -> list[Split]:
+def plan(folder: Path, file: str, source: Source) -> list[Split]:
     """The one split of a tar.
 
     Raises:
-        ValueError: a file that is no whole tar of at most `MOST` samples.
+        ValueError: a file that is no whole tar of at most `MOST` samples, or a source that no reader could find.
     """
+    _ours(type(source).__module__, type(source).__qualname__)
     if Path(file).suffix.lower() != ".tar":
         raise ValueError(f"{file}: only tars are adopted; build this corpus without shards=adopted")
     held = list(readers.splits(folder, file, MOST))
@@ -101,8 +102,7 @@ def source(description: dict[str, Any]) -> Source:
         if name not in ("is", "version")
     }
     module, _, kind = description["is"].partition(":")
-    if not module.startswith("dataflow.sources."):
-        raise ValueError(f"{description['is']} is no source of dataflow.sources: build it without shards=adopted")
+    _ours(module, kind)
     try:
         made = getattr(importlib.import_module(module), kind)(**fields)
     except (ImportError, AttributeError, TypeError) as error:
@@ -112,6 +112,14 @@ def source(description: dict[str, Any]) -> Source:
             f"{description['is']} was version {description['version']}, this code has {made.version}: build again"
         )
     return made
+
+
+def _ours(module: str, kind: str) -> None:
+    if not module.startswith("dataflow.sources."):
+        raise ValueError(
+            f"{module}:{kind} is no source of dataflow.sources, where whoever reads an adopted corpus looks for it: "
+            "build without shards=adopted"
+        )
 
 
 def read(data: bytes | memoryview, key: str, lineage: Lineage, source: Source) -> Record:

@@ -74,7 +74,7 @@ def _spans(data: mmap.mmap) -> Iterator[tuple[int, int, int]]:
             depth -= 1
             if depth == 0:
                 if rest := data[at + 1 : at + 1001].strip():
-                    follows = f"{rest[:20]!r} follows: it is broken, or two files in one"
+                    follows = f"{rest[:20]!r} follows: it is broken, two files in one, or JSON lines to be named .jsonl"
                     raise Broken(f"document ends at byte {at + 1} and {follows}")
                 return
     if root is None:

@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataflow import adopt, shards
-from dataflow.build import LedgerRow, Receipt, sync_folder, write_atomically
+from dataflow.build import LedgerRow, Receipt, sync, write_atomically
+from dataflow.media import ENCODER
 from dataflow.record import Lineage, Record
 
 SCHEMA = 2  # of the manifest and the two tables
@@ -68,7 +69,7 @@ LEDGER = pa.schema(
 
 
 class TooManyDropped(ValueError):
-    """More rows would be lost than the recipe allows; nothing was committed. `limit` is the field that says how many."""
+    """More rows would be lost than the recipe allows; nothing was committed. `limit` names the field that allows."""
 
     def __init__(self, message: str, limit: str) -> None:
         super().__init__(message)
@@ -126,6 +127,7 @@ def commit(
         "root_digest": root_digest(sha256),
         "recipe_key": recipe_key,
         "step": step,
+        "encoder": ENCODER,
         "inputs": _inputs(receipts),
         "counts": counts,
         "shards": [
@@ -230,6 +232,9 @@ class BuiltCorpus:
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
         step = self.manifest["step"]
         self._adopted = adopt.source(step["source"]) if step.get("shards") == "adopted" else None
+        if self._adopted and self.manifest["encoder"] != ENCODER:
+            made = self.manifest["encoder"]
+            raise ValueError(f"{folder} was adopted with {made}, this is {ENCODER}: build the corpus again")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -367,4 +372,4 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table.combine_chunks(), stream, compression="zstd", store_schema=False)
         stream.flush()
         os.fsync(stream.fileno())
-    sync_folder(path.parent)
+    sync(path.parent)

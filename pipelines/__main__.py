@@ -1,6 +1,6 @@
 """The command: `interlace VERB ...`. Words become values, relative paths absolute ones, errors one line.
 
-Exit codes: 0 done; 1 the command ran and the answer is no (verify); 2 what was asked cannot be done; 130 interrupted.
+Exit codes: 0 done; 1 the command ran and the answer is no (check, verify); 2 what was asked cannot be done; 130 interrupted.
 Heavy imports happen inside the verbs that need them: `list`, `show` and `--help` load neither torch nor ray.
 """
 
@@ -221,12 +221,12 @@ def _say_checked(found: Checked, stops: str | None) -> bool:
     print(f"{found.name}: {len(found.ledger)} rows read: {outcomes}", flush=True)
     if found.kept:
         about = "" if found.seen >= 1 else "about "
-        rows = f"{len(found.ledger) / found.seen:.0f}" if found.seen else "?"
-        disk = _gigabytes(found.bytes / found.seen) if found.seen else "?"
-        print(
-            f"  {found.kept} records of {found.bytes / found.kept / 1000:.1f} kB; "
-            f"{about}{rows} rows in all, {disk} for a build"
-        )
+        rows = f"{about}{len(found.ledger) / found.seen:.0f} rows in all"
+        if found.bytes:
+            size = f"{found.bytes / found.kept / 1000:.1f} kB"
+            print(f"  {found.kept} records of {size}; {rows}, {_gigabytes(found.bytes / found.seen)} for a build")
+        else:
+            print(f"  {found.kept} records in tars that stay where they are; {rows}")
     for drop in index.tally(found.ledger):
         print(f"  {drop.rows} {drop.outcome}: {drop.example.reason}  ({drop.example.file} row {drop.example.row})")
     if stops:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dataflow import adopt, index, media, readers, shards
-from dataflow.build import LedgerRow, ShardJob, read_receipt, receipt_path, sync_folder, write_atomically
+from dataflow.build import LedgerRow, ShardJob, read_receipt, receipt_path, sync, write_atomically
 from dataflow.readers import Split
 from pipelines.recipe import describe, key
 from pipelines.step import Place, Progress, alone, cluster, each, finished
@@ -43,6 +43,10 @@ class Corpus:
     shards: Literal["built", "adopted"] = "built"
     version: ClassVar[int] = 1
 
+    def __post_init__(self) -> None:
+        if self.shards not in ("built", "adopted"):
+            raise ValueError(f"shards={self.shards!r} of {self.name}: shards are built or adopted")
+
     @property
     def name(self) -> str:
         """The source's name."""
@@ -66,7 +70,7 @@ class Inputs:
 
 
 def inputs(corpus: Corpus, place: Place, *, rehash: bool = False) -> Inputs:
-    """List the input; with `rehash`, every file of the source's folder by its content.
+    """List the input; with `rehash`, every file of the source's own folder by its content.
 
     Raises:
         ValueError: the folder or its files are not there, or rows_per_shard does not fit a key.
@@ -181,29 +185,31 @@ class Checked:
 
 
 def check(corpus: Corpus, place: Place, *, rows: int) -> Checked:
-    """Read up to `rows` input rows, spread over the input files, in this process, and write nothing.
+    """Read about `rows` input rows, spread over the input files, in this process, and write nothing.
 
     Raises:
-        ValueError: input that is not there.
+        ValueError: input that is not there, or that cannot be adopted.
     """
     found = inputs(corpus, place)
     folder = place.roots.source(corpus.source.name)
     job = _job(corpus, place, earlier={})
     sizes = {file: size for file, size, _ in found.listing}
-    files = found.files[:: max(1, len(found.files) // _CHECKED_FILES)][:_CHECKED_FILES]
+    files = found.files[:: math.ceil(len(found.files) / _CHECKED_FILES)]
     share = math.ceil(rows / len(files))
     size = min(corpus.rows_per_shard, share, _PREVIEWED)
     ledger: list[LedgerRow] = []
     kept, weight, seen = 0, 0, 0.0
     progress = Progress(f"{corpus.name} (check)", rows, "rows")
     for file in files:
+        if corpus.shards == "adopted":
+            adopt.plan(folder, file, corpus.source)
         part = 0.0
         splits = readers.splits(folder, file, size)
-        for number, split in enumerate(islice(splits, share // size)):
+        for number, split in enumerate(islice(splits, math.ceil(share / size))):
             records, read = job.preview(split, number)
             ledger += read
             kept += len(records)
-            weight += sum(shards.size(record) for record in records)
+            weight += 0 if corpus.shards == "adopted" else sum(shards.size(record) for record in records)
             part = readers.share(folder, split)
             progress.advance(len(read))
         seen += sizes[file] * (part if next(splits, None) else 1.0)  # what ends a file is in no split
@@ -260,17 +266,17 @@ def _plan(corpus: Corpus, source_folder: Path, found: Inputs, work: Path) -> lis
     if not path.is_file():
         made: dict[str, list[Split]] = {}
         progress = Progress(f"{work.name} (plan)", len(found.files), "files")
-        tasks = [(file, corpus.rows_per_shard) for file in found.files]
-        for file, splits in each(_plan_task, (str(source_folder), corpus.shards), tasks, progress):
+        for file, splits in each(_plan_task, (corpus, str(source_folder)), found.files, progress):
             made[file] = splits
         write_atomically(path, json.dumps([asdict(s) for file in found.files for s in made[file]]).encode())
     return [Split(**fields) for fields in json.loads(path.read_bytes())]
 
 
-def _plan_task(shared: tuple[str, str], task: tuple[str, int]) -> tuple[str, list[Split]]:
-    folder, shards = Path(shared[0]), shared[1]
-    file, rows_per_shard = task
-    return file, adopt.plan(folder, file) if shards == "adopted" else list(readers.splits(folder, file, rows_per_shard))
+def _plan_task(shared: tuple[Corpus, str], file: str) -> tuple[str, list[Split]]:
+    corpus, folder = shared[0], Path(shared[1])
+    if corpus.shards == "adopted":
+        return file, adopt.plan(folder, file, corpus.source)
+    return file, list(readers.splits(folder, file, corpus.rows_per_shard))
 
 
 def _shard_task(shared: tuple[ShardJob, str, str], task: tuple[Split, int]) -> None:
@@ -286,7 +292,7 @@ def _finish(work: Path, final: Path) -> None:
     for leftover in work.glob(".*"):
         leftover.unlink()
     work.rename(final)
-    sync_folder(final.parent)
+    sync(final.parent)
 
 
 def _earlier(corpus: Corpus, place: Place) -> dict[str, str]:

@@ -26,7 +26,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dataflow.build import sync_folder, write_atomically
+from dataflow.build import sync, write_atomically
 from dataflow.index import BuiltCorpus
 from dataflow.record import Record
 from models.layout import phrased
@@ -106,7 +106,7 @@ def metamorph_jsonl(corpus: Path, out: Path) -> Path:
         written = {"folder": str(out), "corpus": opened.name, "counts": vars(counts), "sha256": digest.hexdigest()}
         _write_json(out / "export.json", {**claim, **written})
         (out / ".rows.jsonl").rename(rows)
-        sync_folder(out)
+        sync(out)
         progress.close(counts.line())
     return rows
 
@@ -191,21 +191,13 @@ def _whole(final: Path) -> Iterator[Path | None]:
     yield part
     files = list(part.iterdir())
     with ThreadPoolExecutor(_WAITING) as waiting:
-        list(waiting.map(_sync, files))
+        list(waiting.map(sync, files))
     if not files:
         part.rmdir()
         return
-    sync_folder(part)
+    sync(part)
     part.rename(final)
-    sync_folder(final.parent)
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(final.parent)
 
 
 def _usable(corpus: Path, out: Path) -> None:

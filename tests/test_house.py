@@ -134,8 +134,11 @@ def test_every_command_in_the_readme_parses() -> None:
 
 def test_the_file_list_of_the_readme_is_the_tree() -> None:
     listing = (HOUSE / "README.md").read_text().partition("<!-- files -->")[2].partition("<!-- /files -->")[0]
-    listed = set(re.findall(r"^\| `([^`]+\.py)` \|", listing, re.M))
+    listed = dict(re.findall(r"^\| `([^`]+\.py)` \| (.*) \|$", listing, re.M))
     found = {
-        path.relative_to(HOUSE).as_posix() for room in ROOMS for path in _files(room) if path.name != "__init__.py"
+        path.relative_to(HOUSE).as_posix(): (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
+        for room in ROOMS
+        for path in _files(room)
+        if path.name != "__init__.py"
     }
     assert listed == found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def adopted(data: Path, folder: Path, *, source: Any = None, step: Any = None) -
     job = ShardJob(source=source, filters=(), roots=Roots(base=data), recipe_key="recipe", earlier={})
     home = data / source.name
     folder.mkdir(parents=True, exist_ok=True)
-    plan = [split for name in source.files(home) for split in adopt.plan(home, name)]
+    plan = [split for name in source.files(home) for split in adopt.plan(home, name, source)]
     for number, split in enumerate(plan):
         adopt.adopt(job, split, number, folder)
     receipts = [read_receipt(receipt_path(folder, number)) for number in range(len(plan))]
@@ -117,21 +118,21 @@ def test_a_tar_that_is_cut_off_or_empty_is_not_adopted(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"cut.tar cannot be adopted: archive is cut off or broken.*; leave it out, or"
     ):
-        adopt.plan(tmp_path, "cut.tar")
+        adopt.plan(tmp_path, "cut.tar", MetaClip())
     (tmp_path / "empty.tar").write_bytes(tar())
     with pytest.raises(ValueError, match=r"empty.tar cannot be adopted: it must hold 1 to 10000 samples"):
-        adopt.plan(tmp_path, "empty.tar")
+        adopt.plan(tmp_path, "empty.tar", MetaClip())
     with pytest.raises(
         ValueError, match=r"rows.jsonl: only tars are adopted; build this corpus without shards=adopted"
     ):
-        adopt.plan(tmp_path, "rows.jsonl")
+        adopt.plan(tmp_path, "rows.jsonl", MetaClip())
 
 
 def test_a_tar_of_too_many_samples_is_not_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adopt, "MOST", 2)
     (tmp_path / "a.tar").write_bytes(tar(*pairs(3)))
     with pytest.raises(ValueError, match=r"it must hold 1 to 2 samples"):
-        adopt.plan(tmp_path, "a.tar")
+        adopt.plan(tmp_path, "a.tar", MetaClip())
 
 
 def test_the_source_of_an_adopted_corpus_must_be_the_one_it_was() -> None:
@@ -143,6 +144,24 @@ def test_the_source_of_an_adopted_corpus_must_be_the_one_it_was() -> None:
         adopt.source({"is": "os:system", "version": 1})
     with pytest.raises(ValueError, match=r"cannot be made again"):
         adopt.source({"is": "dataflow.sources.metaclip:Gone", "version": 1})
+
+
+def test_a_source_from_elsewhere_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(MetaClip):
+        pass
+
+    (tmp_path / "a.tar").write_bytes(tar(*pairs(3)))
+    with pytest.raises(ValueError, match=r"test_adopt:.*Mine is no source of dataflow.sources.*without shards=adopted"):
+        adopt.plan(tmp_path, "a.tar", Mine())
+
+
+def test_pictures_that_another_library_would_encode_otherwise_are_told(data: Path, tmp_path: Path) -> None:
+    folder = adopted(data, tmp_path / "adopted").folder
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "encoder": "Pillow 1.0, png level 6"}))
+    with pytest.raises(ValueError, match=r"was adopted with Pillow 1\.0, png level 6, this is Pillow .*: build"):
+        BuiltCorpus(folder)
 
 
 def test_bytes_that_are_another_sample_are_refused() -> None:

@@ -70,7 +70,7 @@ def test_a_mistake_is_one_line_and_exit_2(
 ) -> None:
     said = interlace(
         *(word.replace("EMPTY", str(tmp_path)).replace("WORLD", str(world)) for word in words),
-        cwd=HOUSE / "tests",
+        cwd=tmp_path,
         expect=2,
     )
     assert said.stderr.count("\n") == 1, said.stderr
