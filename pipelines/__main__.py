@@ -1,6 +1,6 @@
 """The command: `interlace VERB ...`. Words become values, relative paths absolute ones, errors one line.
 
-Exit codes: 0 done; 1 the command ran and the answer is no (check, verify); 2 what was asked cannot be done; 130 interrupted.
+Exit codes: 0 done; 1 it ran and the answer is no (check, verify); 2 what was asked cannot be done; 130 interrupted.
 Heavy imports happen inside the verbs that need them: `list`, `show` and `--help` load neither torch nor ray.
 """
 

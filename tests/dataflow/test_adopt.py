@@ -7,14 +7,13 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import here
 import pytest
 import webdataset as wds
 from upstream import Build, file, jpeg, metaclip_json, photo, tar
 
 from dataflow import adopt, index, readers
-from dataflow.build import ShardJob, read_receipt, receipt_path
 from dataflow.index import BuiltCorpus
 from dataflow.media import Corrupt
 from dataflow.record import Lineage
@@ -46,20 +45,9 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def adopted(data: Path, folder: Path, *, source: Any = None, step: Any = None) -> BuiltCorpus:
-    source = source or MetaClip()
-    job = ShardJob(source=source, filters=(), roots=Roots(base=data), recipe_key="recipe", earlier={})
-    home = data / source.name
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = [split for name in source.files(home) for split in adopt.plan(home, name, source)]
-    for number, split in enumerate(plan):
-        adopt.adopt(job, split, number, folder)
-    receipts = [read_receipt(receipt_path(folder, number)) for number in range(len(plan))]
-    step = step or {**STEP, "source": {**STEP["source"], "version": MetaClip.version}}  # type: ignore[dict-item]
-    index.commit(folder, receipts, step=step, recipe_key="recipe", max_dropped=1.0, max_missing=1.0)
-    for leftover in folder.glob(".*"):
-        leftover.unlink()
-    return BuiltCorpus(folder)
+def adopted(data: Path, folder: Path) -> BuiltCorpus:
+    step = {**STEP, "source": {**STEP["source"], "version": MetaClip.version}}  # type: ignore[dict-item]
+    return here.build(MetaClip(), Roots(base=data), folder, adopted=True, step=step)
 
 
 def test_an_adopted_corpus_holds_the_records_that_a_built_one_does(data: Path, tmp_path: Path, build: Build) -> None:

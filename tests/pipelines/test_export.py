@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import here
 import pytest
 from PIL import Image as Pixels
 from skimage import data as photographs
 
-from dataflow import index, readers
-from dataflow.build import ShardJob, read_receipt, receipt_path
+from dataflow import index
 from dataflow.index import BuiltCorpus
 from dataflow.media import picture
 from dataflow.record import Candidate, Image, Message, Text
@@ -62,17 +62,8 @@ def corpus(folder: Path, rows: list[dict[str, Any]], *, name: str = "chats", siz
     upstream = folder / "data" / name
     upstream.mkdir(parents=True)
     (upstream / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source, roots = Chats(name=name), Roots(base=folder / "data")
     built = folder / "corpora" / f"{name}-0123456789ab"
-    built.mkdir(parents=True)
-    job = ShardJob(source=source, filters=(), roots=roots, recipe_key="recipe", earlier={})
-    plan = list(readers.splits(upstream, "rows.jsonl", size))
-    for number, split in enumerate(plan):
-        job.build(split, number, built)
-    receipts = [read_receipt(receipt_path(built, number)) for number in range(len(plan))]
-    index.commit(built, receipts, step={}, recipe_key="recipe", max_dropped=0.0, max_missing=0.0)
-    for leftover in built.glob(".*"):
-        leftover.unlink()
+    here.build(Chats(name=name), Roots(base=folder / "data"), built, rows=size)
     return built
 
 
