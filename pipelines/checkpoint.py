@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dataflow.build import sync_folder, write_atomically
+from dataflow.build import sync, write_atomically
 from pipelines.zero import Engine
 
 FORMAT = 1
@@ -72,7 +72,7 @@ def save(folder: Path, engine: Engine, *, state: dict[str, Any]) -> None:
         if folder.exists():
             folder.rename(folder.parent / f".old-{folder.name}")
         draft.rename(folder)
-        sync_folder(folder.parent)
+        sync(folder.parent)
         _sweep(folder.parent)
 
 
