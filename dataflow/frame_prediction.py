@@ -88,11 +88,18 @@ def ask(part: Stretch, key: str, *, seed: int = 0, most: int = FRAMES, about: st
     """
     if most < max(_LEAST.values()):
         raise ValueError(f"most={most} frames in a question: some kinds take {max(_LEAST.values())}; give more")
+    still = None
     for kind in shuffled(tuple(_LEAST), key, "kind", seed=seed):
         found = _places(part.times, kind, key, seed, most)
-        if found is not None:
-            tenths, places = found
-            return _candidate(kind, part.pictures(places), tenths, key, seed, about)
+        if found is None:
+            continue
+        tenths, places = found
+        frames = part.pictures(places)
+        if len({frame.data for frame in frames}) == len(frames):
+            return _candidate(kind, frames, tenths, key, seed, about)
+        still = tenths if still is None else still  # a pause, perhaps: another kind looks elsewhere
+    if still is not None:
+        raise Corrupt(f"clip stands still: frames that are {_seconds(still)} apart are the same picture")
     count = len(part.times)
     raise Corrupt(
         f"clip holds {count} frame{'s' * (count != 1)} in {part.length:.2f} s: "
@@ -132,8 +139,6 @@ def _nearest(times: Sequence[float], time: float) -> int:
 
 def _candidate(kind: str, frames: list[Media], tenths: int, key: str, seed: int, about: str) -> Candidate:
     """The question and its answer; `frames` as filmed."""
-    if len({frame.data for frame in frames}) < len(frames):
-        raise Corrupt(f"clip stands still: frames that are {_seconds(tenths)} apart or more are the same picture")
     count = len(frames)
     shown = list(range(count))  # frames that the question shows, in its order
     answer: list[int] | str = _seconds(tenths)

@@ -69,12 +69,13 @@ class Source(Protocol):
 
 
 def matching(folder: Path, *patterns: str) -> list[str]:
-    """Files of a folder that match any pattern, relative, in one fixed order.
+    """Files of a folder that match any pattern, relative, in one fixed order; none in a hidden folder (.cache, .git).
 
     Raises:
         ValueError: none does, or a name is not UTF-8.
     """
-    found = sorted({path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)})
+    there = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
+    found = sorted(file for file in there if not file.startswith(".") and "/." not in file)
     if not found:
         raise ValueError(f"{folder} holds no {' or '.join(patterns)}: is this the corpus' own layout?")
     for file in found:

@@ -19,26 +19,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dataflow.media import Corrupt
+from dataflow.media import Corrupt, LeftOut
 from dataflow.record import Candidate, Media
-from dataflow.sources import Read, cell, either, opened, words
+from dataflow.sources import Read, cell, matching, opened, words
 from dataflow.sources.instruct_pix2pix import edit
+
+_PARQUET = "data/train-*.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aurora:
-    """Each row becomes image_editing: picture and instruction ask, the edited picture answers."""
+    """Each row becomes image_editing: picture and instruction ask, the edited picture answers.
+
+    parts: those read. Lists of other parts are no input; rows of other parts in the parquet are left out.
+    """
 
     name: str = "aurora"
-    json: str = "data/*/train.json"  # which lists of the layout; MetaMorph's 169 k rows are all but something
+    parts: tuple[str, ...] = ("ag", "kubric", "magicbrush", "something")  # MetaMorph's 169 k rows: all but something
     version: ClassVar[int] = 1
 
     def files(self, folder: Path) -> list[str]:
         """The lists of the parts that are there, or the parquet files."""
-        return either(folder, self.json, "data/train-*.parquet")
+        lists = [f"data/{part}/train.json" for part in self.parts]
+        there = [path for path in lists if (folder / path).is_file()]
+        parquet = next(folder.glob(_PARQUET), None)
+        if there and parquet:
+            raise ValueError(
+                f"{folder} holds {there[0]} and {_PARQUET}, forms of the same rows: keep one of them there"
+            )
+        return matching(folder, *(there or [_PARQUET] if parquet else lists))
 
     def candidates(self, value: dict[str, Any], key: str, read: Read) -> Iterator[Candidate]:
         """One candidate per row."""
+        part = words(value.get("source"))  # of the parquet alone
+        if part and part not in self.parts:
+            raise LeftOut(f"part {part!r} is left out")
         asked = value.get("instruction")
         instructions = [words(one).strip() for one in (asked if isinstance(asked, list) else [asked])]
         instruction = next(filter(None, instructions), None)

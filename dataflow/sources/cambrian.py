@@ -29,18 +29,18 @@ from dataflow.sources.llava import conversation, named
 class Cambrian:
     """Rows with a picture become image_qa, rows without become text_qa.
 
-    jsonl: which files of the layout; the full set ships several overlapping ones.
+    listing: which files of the layout; the full set ships several overlapping ones.
     without: folders; rows whose picture lies in one of them, however deep, are left out and counted as filtered.
     """
 
     name: str = "cambrian"
-    jsonl: str = "jsons/*.jsonl"
+    listing: tuple[str, ...] = ("jsons/*.jsonl",)
     without: tuple[str, ...] = ()
     version: ClassVar[int] = 1
 
     def files(self, folder: Path) -> list[str]:
         """The JSONL files."""
-        return matching(folder, self.jsonl)
+        return matching(folder, *self.listing)
 
     def candidates(self, value: dict[str, Any], key: str, read: Read) -> Iterator[Candidate]:
         """One candidate per row."""

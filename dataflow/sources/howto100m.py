@@ -16,9 +16,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar
 
 from dataflow import frame_prediction, video
@@ -53,12 +53,12 @@ class HowTo100M:
     """Each row becomes frame_prediction: a question that a part of its video asks of itself.
 
     The part is what a segment of the narration covers, if there is one, and the question quotes it in half of the rows;
-    else a part is drawn. rows: which files hold them, `HowTo100M_v1.csv` or a caption document. frames: most of
+    else a part is drawn. listing: the files that hold them, `HowTo100M_v1.csv` or a caption document. frames: most of
     question and answer together. seconds: most of a video that they come from. side: of a frame's longer side, in px.
     """
 
     name: str = "howto100m"
-    rows: str = "HowTo100M_v1.csv"
+    listing: tuple[str, ...] = ("HowTo100M_v1.csv",)
     frames: int = frame_prediction.FRAMES
     seconds: float = 30.0
     side: int = video.SIDE
@@ -68,37 +68,37 @@ class HowTo100M:
 
     def files(self, folder: Path) -> list[str]:
         """The list of videos, or the caption document."""
-        return matching(folder, self.rows)
+        return matching(folder, *self.listing)
 
     def candidates(self, value: dict[str, Any], key: str, read: Read) -> Iterator[Candidate]:
         """One candidate per row."""
-        name = named(value.get("video_id")) or named(value.get("__key__"))
         path = named(value.get("path")) or named(value.get("video_path"))
+        name = named(value.get("video_id")) or named(value.get("__key__")) or PurePosixPath(path).stem
         if not path and (not name or "/" in name):
             raise Corrupt(f"video_id {name!r} names no video")
         segments = list(_told(value) if "text" in value else _written(name, read))
         with _video(path, name, read) as stream:
-            length = video.claimed(stream)
-            usable = [
-                segment
-                for segment in segments
-                if segment.end - segment.start >= _SHORTEST and (length is None or segment.end <= length)
-            ]
-            part, about = None, ""
-            if usable:
-                segment = usable[draw(key, "segment", len(usable), seed=self.seed)]
-                try:
-                    seconds = min(self.seconds, segment.end - segment.start)
-                    part = video.stretch(stream, start=segment.start, seconds=seconds, side=self.side)
-                    about = self._quote(segment, key)
-                except Corrupt:
-                    if length is not None:
-                        raise  # else the narration may go on after the end: take any part
-            if part is None:
-                spare = max(0, int((length or 0.0) - self.seconds))
-                start = float(draw(key, "start", spare + 1, seed=self.seed))
-                part = video.stretch(stream, start=start, seconds=self.seconds, side=self.side)
+            part, about = self._part(stream, segments, key)
             yield frame_prediction.ask(part, key, seed=self.seed, most=self.frames, about=about)
+
+    def _part(self, stream: BinaryIO, segments: Sequence[Segment], key: str) -> tuple[video.Stretch, str]:
+        """The part of the video that a question is about, and what is quoted of it."""
+        length = video.claimed(stream)
+        last = math.inf if length is None else length
+        usable = [each for each in segments if each.end - each.start >= _SHORTEST and each.end <= last]
+        if usable:
+            segment = usable[draw(key, "segment", len(usable), seed=self.seed)]
+            seconds = min(self.seconds, segment.end - segment.start)
+            try:
+                part = video.stretch(stream, start=segment.start, seconds=seconds, side=self.side)
+                return part, self._quote(segment, key)
+            except Corrupt:
+                if length is not None:
+                    raise
+                # It may be shorter than its narration: any part will do.
+        spare = max(0, int((length or 0.0) - self.seconds))
+        start = float(draw(key, "start", spare + 1, seed=self.seed))
+        return video.stretch(stream, start=start, seconds=self.seconds, side=self.side), ""
 
     def _quote(self, segment: Segment, key: str) -> str:
         if draw(key, "quoted", 2, seed=self.seed):
@@ -107,14 +107,13 @@ class HowTo100M:
 
 
 def _video(path: str, name: str, read: Read) -> BinaryIO:
-    if path:
-        return read.open(path)
-    for ending in _ENDINGS:
+    places = (path, f"videos/{path}") if path else tuple(f"videos/{name}.{ending}" for ending in _ENDINGS)
+    for place in places:
         try:
-            return read.open(f"videos/{name}.{ending}")
+            return read.open(place)
         except Missing:
             continue
-    raise Missing(f"video 'videos/{name}' is not there, neither as .{' nor as .'.join(_ENDINGS)}")
+    raise Missing(f"video is not there, neither as {' nor as '.join(map(repr, places))}")
 
 
 def _told(value: dict[str, Any]) -> Iterator[Segment]:

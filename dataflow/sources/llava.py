@@ -41,23 +41,28 @@ _ROLES: dict[str, Role] = {
 class Llava:
     """Rows with pictures become image_qa, rows without become text_qa.
 
-    listing: which files, as a glob: `*.json`, `*.jsonl`, `*/*.parquet`; or the YAML that lists them.
+    listing: which files, as globs: `*.json`, `*.jsonl`, `*/*.parquet`; or YAML files that list them.
     """
 
     name: str = "llava"
-    listing: str = "*.json"
+    listing: tuple[str, ...] = ("*.json",)
     version: ClassVar[int] = 1
 
     def files(self, folder: Path) -> list[str]:
-        """The files of the listing; of a YAML those it lists, in its order.
+        """The files of the listing; in place of a YAML those it lists, in its order.
 
         Raises:
-            ValueError: nothing matches, or the YAML asks for less than whole files of this folder.
+            ValueError: nothing matches, or a YAML asks for other than whole files of this folder, each once.
         """
-        found = matching(folder, self.listing)
-        if PurePosixPath(self.listing).suffix not in (".yaml", ".yml"):
-            return found
-        return list(dict.fromkeys(part for file in found for part in _parts(folder, file)))
+        made: list[str] = []
+        for file in matching(folder, *self.listing):
+            made += _parts(folder, file) if PurePosixPath(file).suffix in (".yaml", ".yml") else [file]
+        if twice := next((file for file in made if made.count(file) > 1), None):
+            raise ValueError(
+                f"{twice} is listed {made.count(twice)} times: a corpus holds each file once; "
+                "list it once and give it more passes in the mixture"
+            )
+        return made
 
     def candidates(self, value: dict[str, Any], key: str, read: Read) -> Iterator[Candidate]:
         """One candidate per row."""

@@ -2,7 +2,7 @@
 
 URL      the user's own; for instance hf.co/datasets/HuggingFaceFW/fineweb-edu (parquet, column text)
 Licence  the set's
-Layout   *.jsonl, *.parquet, *.txt, at the top or one folder deep, read in the order of their paths
+Layout   *.jsonl, *.parquet, *.txt, however deep, read in the order of their paths
 Row      {"text": "The bus was invented ...", "id": "<urn:uuid:...>", "url": "http://..."}
          a .txt file holds a document per line
 Traps    the text may stand in another column (`content`, `raw_content`): `column` says which; upstream often packs
@@ -20,8 +20,8 @@ from dataflow.media import Corrupt
 from dataflow.record import Candidate, Message, Text
 from dataflow.sources import Read, matching, words
 
-_ROWS = ("*.jsonl", "*.parquet", "*.txt")
-_PACKED = ("*.gz", "*.zst", "*.xz", "*.bz2", "*.zip")
+_ROWS = ("**/*.jsonl", "**/*.parquet", "**/*.txt")
+_PACKED = (".gz", ".zst", ".xz", ".bz2", ".zip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +38,13 @@ class TextDocuments:
         Raises:
             ValueError: there is none, or one is packed.
         """
-        packed = sorted(
-            path.relative_to(folder).as_posix()
-            for pattern in _PACKED
-            for path in (*folder.glob(pattern), *folder.glob(f"*/{pattern}"))
-        )
+        found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix in _PACKED)
+        packed = sorted(path.as_posix() for path in found if not path.as_posix().startswith("."))
         if packed:
             raise ValueError(
                 f"{folder} holds {len(packed)} packed files, {packed[0]} first: unpack them or move them away"
             )
-        return matching(folder, *_ROWS, *(f"*/{pattern}" for pattern in _ROWS))
+        return matching(folder, *_ROWS)
 
     def candidates(self, value: dict[str, Any], key: str, read: Read) -> Iterator[Candidate]:
         """One candidate per row."""

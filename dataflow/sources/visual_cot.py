@@ -57,12 +57,12 @@ class VisualCot:
     """
 
     name: str = "visual_cot"
-    listing: str = "viscot_363k.json"
+    listing: tuple[str, ...] = ("viscot_363k.json",)
     version: ClassVar[int] = 1
 
     def files(self, folder: Path) -> list[str]:
         """The files of the listing."""
-        return matching(folder, self.listing)
+        return matching(folder, *self.listing)
 
     def candidates(self, value: dict[str, Any], key: str, read: Read) -> Iterator[Candidate]:
         """One candidate per row."""

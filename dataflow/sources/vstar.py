@@ -69,19 +69,17 @@ class VStar:
             raise Corrupt("target_instances is not a list of targets")
         names = [_name(target) for target in targets]
         boxes = [_corners(target) for target in targets]
-        asked, answered, *more = conversation(_without_focus(value.get("conversations")), pictures=1)
+        messages = conversation(_without_focus(value.get("conversations")), pictures=1)
         path = named(value.get("image"))
         if not path:
             raise Corrupt("no image, but targets in it")
         data = read(path)
+        first = next(place for place, turn in enumerate(messages) if turn.role == "assistant")
+        answer = messages[first].parts
         look = _LOOKS[draw(key, "vstar/look", len(_LOOKS))].format(_listed(names))
         yield Candidate(
             task="visual_thinking",
-            messages=(
-                asked,
-                Message("assistant", (Text(look), Image(1), *answered.parts)),
-                *more,
-            ),
+            messages=(*messages[:first], Message("assistant", (Text(look), Image(1), *answer)), *messages[first + 1 :]),
             media=(picture(data), boxed(data, boxes, names)),
         )
 

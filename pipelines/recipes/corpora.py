@@ -34,11 +34,11 @@ _GONE = 0.6  # share of videos that may be missing: YouTube's are taken down yea
 def cambrian() -> Corpus:
     """Cambrian-7M: questions about pictures, and text-only rows.
 
-    Run:     interlace build corpora:cambrian --data DIR   (Cambrian-10M: --set source.jsonl=jsons/Cambrian10M.jsonl)
+    Run:     interlace build corpora:cambrian --data DIR   (Cambrian-10M: --set source.listing=jsons/Cambrian10M.jsonl)
     Cost:    not measured yet at full size (7.07 M rows)
     Expect:  image_qa and text_qa records; rows whose picture is not there are missing in the ledger
     """
-    return Corpus(source=Cambrian(jsonl="jsons/Cambrian7M_withsystemprompt.jsonl"), filters=_CHAT)
+    return Corpus(source=Cambrian(listing=("jsons/Cambrian7M_withsystemprompt.jsonl",)), filters=_CHAT)
 
 
 def cambrian_alignment() -> Corpus:
@@ -48,7 +48,7 @@ def cambrian_alignment() -> Corpus:
     Cost:    not measured yet at full size (2.5 M rows)
     Expect:  image_qa records of one turn
     """
-    source = Cambrian(name="cambrian_alignment", jsonl="jsons/alignment_2.5m.jsonl")
+    source = Cambrian(name="cambrian_alignment", listing=("jsons/alignment_2.5m.jsonl",))
     return Corpus(source=source, filters=_CHAT, max_missing=0.3)  # a user counted 634,847 rows without a picture
 
 
@@ -76,7 +76,7 @@ def sharegptvideo() -> Corpus:
     """ShareGPTVideo, the ShareVideo of MetaMorph's data figure: questions about folders of frames, one a second.
 
     Run:     interlace build corpora:sharegptvideo --data DIR
-    Cost:    not measured yet at full size (540 k rows)
+    Cost:    not measured yet at full size (555 k rows; MetaMorph's 540 k lack 15 k captions among them)
     Expect:  video_qa records whose frames are upstream's own JPEGs
     """
     return Corpus(source=ShareGptVideo(), filters=_CHAT)

@@ -239,12 +239,13 @@ def metaquery_instruct() -> Mixture:
 def edit8k() -> Mixture:
     """Eight thousand edits, as Transfusion and LMFusion are taught to edit.
 
-    Run:     interlace build mixtures:edit8k --data DIR   (aurora/ in its layout of lists; the parquet mixes the parts)
+    Run:     interlace build mixtures:edit8k --data DIR   (aurora/ in its layout of lists; the parquet mixes the parts,
+             so most of its rows are left out: --set groups.other.members.0.corpus.max_dropped=1)
     Cost:    not measured yet
     Expect:  8,000 of MagicBrush's 8,807 training edits: the papers say "8k" (LMFusion, section 5.2, tests on
              MagicBrush), not which
     """
-    source = Aurora(json="data/magicbrush/train.json")
+    source = Aurora(parts=("magicbrush",))
     edits = _train(replace(corpora.aurora(), source=source), Count(records=8000))
     return Mixture(groups=(Group(name="other", members=(edits,)),), max_passes=_NEARLY_ONE_PASS)
 
@@ -328,7 +329,7 @@ def _other() -> tuple[Corpus, ...]:
 
 def _aurora() -> Corpus:
     """AURORA less its Something-Something part, as MetaMorph counts it: those clips come as themselves."""
-    return replace(corpora.aurora(), source=Aurora(json="data/[akm]*/train.json"))
+    return replace(corpora.aurora(), source=Aurora(parts=("ag", "kubric", "magicbrush")))
 
 
 def _train(corpus: Corpus, amount: Count | Passes | None = None) -> Member:

@@ -57,6 +57,7 @@ def clip(
     turn: int | None = None,
     hidden: int = 0,
     still: bool = False,
+    pause: range = range(0),
     **options: Any,
 ) -> bytes:
     """A clip of that many scenes.
@@ -64,6 +65,7 @@ def clip(
     Args:
         pts: of the frames, in 1/rate s.
         hidden: first frames that an edit list hides.
+        still: all frames show one scene; pause: these do.
         options: of the encoder; `live` is the webm writer's.
     """
     buffer = io.BytesIO()
@@ -76,7 +78,8 @@ def clip(
             stream.set_display_rotation(turn)
         container.start_encoding()
         for number in range(frames):
-            frame = av.VideoFrame.from_image(scene(0 if still else number))
+            shown = 0 if still else pause.start if number in pause else number
+            frame = av.VideoFrame.from_image(scene(shown))
             frame.pts, frame.time_base = pts[number] if pts else number - hidden, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

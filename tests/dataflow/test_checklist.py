@@ -1009,7 +1009,7 @@ def test_what_is_said_after_the_end_is_never_quoted(narration: str, build: Build
     told = {f"video{number}": {"text": [narration], "start": [start], "end": [end]} for number in range(9)}
     files: Files = {f"videos/{name}.mp4": NARRATED for name in told}
     lay(tmp_path / "data/howto100m", {"raw_caption.json": json.dumps(told).encode(), **files})
-    corpus = build(HowTo100M(rows="raw_caption.json"))
+    corpus = build(HowTo100M(listing=("raw_caption.json",)))
     assert corpus.tasks == {"frame_prediction": 9}
     quoted = any(narration in str(corpus.record(place).turns) for place in range(9))
     assert quoted == (narration != "after the end")

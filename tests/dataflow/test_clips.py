@@ -432,6 +432,16 @@ def test_a_howto100m_row_asks_about_frames_of_its_video(data: Path, place: str, 
     assert turns(candidate) == FOLLOWS
 
 
+def test_a_list_of_file_names_finds_its_videos_and_their_narration(data: Path) -> None:
+    """MIL-NCE's list: one column, video_path."""
+    files = {"videos/nVbIUDjzWY4.mp4": clip(60), "captions/nVbIUDjzWY4.csv": b"start,end,text\n2.0,4.5,lift it\n"}
+    put(data / "howto100m", files)
+    keys = [f"howto100m_{number:09d}" for number in range(8)]
+    said = [seen(one(data, HowTo100M(), {"video_path": "nVbIUDjzWY4.mp4"}, key)) for key in keys]
+    assert said == [seen(one(data, HowTo100M(), CARS, key)) for key in keys]
+    assert any("lift it" in words for words in said)
+
+
 def test_what_is_said_chooses_where_frames_come_from_and_may_be_quoted(data: Path) -> None:
     """Segments overlap; some end before they begin, are too short, say nothing, or lie after the end."""
     put(data / "howto100m", {"videos/nVbIUDjzWY4.mp4": clip(60)})
@@ -450,7 +460,7 @@ def test_what_is_said_chooses_where_frames_come_from_and_may_be_quoted(data: Pat
     for number in range(20):
         key = f"howto100m_{number:09d}"
         candidate = one(data, HowTo100M(), CARS, key)
-        assert one(data, HowTo100M(rows="caption.json"), document, key) == candidate
+        assert one(data, HowTo100M(listing=("caption.json",)), document, key) == candidate
         assert all(20 <= which(media) < 45 for media in candidate.media)
         assert not re.search("backwards,|short|never|after the end", seen(candidate))
         quoted += "lift the front wheel" in seen(candidate)
@@ -477,7 +487,10 @@ def test_of_a_long_video_frames_come_from_a_part_anywhere_in_it(data: Path) -> N
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({**CARS, "video_id": "gone"}, "video 'videos/gone' is not there, neither as .mp4 nor as .webm nor as .mkv"),
+        (
+            {**CARS, "video_id": "gone"},
+            "video is not there, neither as 'videos/gone.mp4' nor as 'videos/gone.webm' nor",
+        ),
         ({**CARS, "video_id": "../../x"}, "video_id '../../x' names no video"),
         ({**CARS, "video_id": ""}, "video_id '' names no video"),
         ({**CARS, "path": "../../../x.mp4"}, "leaves the declared folders"),
@@ -499,7 +512,7 @@ def test_howto100m_is_built_from_its_list_and_from_a_caption_document(data: Path
     files = {"HowTo100M_v1.csv": rows.encode(), "raw_caption.json": json.dumps(told).encode()}
     put(data / "howto100m", {**files, "videos/nVbIUDjzWY4.mp4": BIKE})
     assert build(HowTo100M()).tasks == {"frame_prediction": 1}
-    assert build(HowTo100M(rows="raw_caption.json"), folder=data / "told").tasks == {"frame_prediction": 1}
+    assert build(HowTo100M(listing=("raw_caption.json",)), folder=data / "told").tasks == {"frame_prediction": 1}
 
 
 # --- all

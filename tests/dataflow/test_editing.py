@@ -229,7 +229,7 @@ def test_aurora_s_lists_are_read_with_paths_from_its_root(tmp_path: Path, build:
 
 def test_one_part_of_aurora_can_be_asked_for(tmp_path: Path) -> None:
     lay(tmp_path, **{f"data/{part}/train.json": [] for part in ("ag", "kubric", "magicbrush", "something")})
-    assert Aurora(json="data/[akm]*/train.json").files(tmp_path) == [
+    assert Aurora(parts=("ag", "kubric", "magicbrush")).files(tmp_path) == [
         "data/ag/train.json",
         "data/kubric/train.json",
         "data/magicbrush/train.json",
@@ -253,6 +253,11 @@ def test_aurora_s_parquet_form_is_read_too(tmp_path: Path, build: Build) -> None
     assert corpus.record(0).messages == edited(CAT, "turn it", TURNED).messages
     assert corpus.record(0).media == (picture(CAT), picture(TURNED))
     assert ledger(corpus)[1] == (name, 1, "corrupt", "no output: the row names no picture there")
+    some = build(Aurora(parts=("magicbrush", "kubric")), folder=tmp_path / "some")
+    assert [row[2:] for row in ledger(some)] == [
+        ("filtered", "part 'ag' is left out"),
+        ("corrupt", "no output: the row names no picture there"),
+    ]
     lay(tmp_path / "data/aurora", **{"data/ag/train.json": [AG]})
     with pytest.raises(ValueError, match="forms of the same rows"):
         Aurora().files(tmp_path / "data/aurora")

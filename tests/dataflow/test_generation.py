@@ -394,6 +394,13 @@ def test_the_column_of_the_text_can_be_told() -> None:
     assert candidate.messages == (Message("assistant", (Text("a"),)),)
 
 
+def test_documents_are_found_however_deep_they_lie_and_not_in_hidden_folders(tmp_path: Path) -> None:
+    for name in ("data/CC-MAIN-2024-10/train-0.parquet", "a.jsonl", ".cache/huggingface/b.jsonl", "c/.git/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert TextDocuments().files(tmp_path) == ["a.jsonl", "data/CC-MAIN-2024-10/train-0.parquet"]
+
+
 @pytest.mark.parametrize("packed", ["c4-train.00000-of-01024.json.gz", "en/part.jsonl.zst"])
 def test_packed_documents_are_refused_not_passed_over(tmp_path: Path, packed: str) -> None:
     (tmp_path / "en").mkdir()

@@ -427,8 +427,16 @@ def test_one_bad_item_harms_no_other(tmp_path: Path) -> None:
         (b'[{"a": 1}, {"a": 2}', 1, "document is cut off or broken"),
         (b'[{"a": 1}, {"a": "2', 1, "document is cut off or broken"),
         (b'{"a": [{"b": 1}, {"c": 2}', 1, "document is cut off or broken"),
-        (b'[{"a": 1}] [2]', 1, "document ends at byte 10 and b'[2]' follows: it is broken, two files in one, or JSON lines"),
-        (b'[{"a": 1}] x', 1, "document ends at byte 10 and b'x' follows: it is broken, two files in one, or JSON lines"),
+        (
+            b'[{"a": 1}] [2]',
+            1,
+            "document ends at byte 10 and b'[2]' follows: it is broken, two files in one, or JSON lines",
+        ),
+        (
+            b'[{"a": 1}] x',
+            1,
+            "document ends at byte 10 and b'x' follows: it is broken, two files in one, or JSON lines",
+        ),
     ],
 )
 def test_a_broken_document_gives_what_is_whole_and_then_says_so(

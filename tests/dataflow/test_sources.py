@@ -137,12 +137,12 @@ def test_cambrian_reads_the_jsonl_it_is_told_to(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert Cambrian().files(tmp_path) == ["jsons/Cambrian7M_withsystemprompt.jsonl", "jsons/gpt4v_77k.jsonl"]
-    assert Cambrian(jsonl="jsons/gpt4v*.jsonl").files(tmp_path) == ["jsons/gpt4v_77k.jsonl"]
+    assert Cambrian(listing=("jsons/gpt4v*.jsonl",)).files(tmp_path) == ["jsons/gpt4v_77k.jsonl"]
 
 
 def test_folders_that_are_left_out_are_so_wherever_they_lie_and_before_a_file_is_opened() -> None:
     source = Cambrian(
-        name="cambrian_alignment", jsonl="jsons/alignment_2.5m.jsonl", without=("allava_laion", "sbu558k")
+        name="cambrian_alignment", listing=("jsons/alignment_2.5m.jsonl",), without=("allava_laion", "sbu558k")
     )
     read = shelf(**{"./allava/allava_vflan/1.jpeg": CAT})
 
@@ -266,8 +266,8 @@ def test_llava_reads_the_files_it_is_told_to(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert Llava().files(tmp_path) == ["llava_v1_5_mix665k.json"]
-    assert Llava(listing="*.jsonl").files(tmp_path) == ["mine.jsonl"]
-    assert Llava(listing="*/*.parquet").files(tmp_path) == ["ai2d(cauldron,llava_format)/train-0.parquet"]
+    assert Llava(listing=("*.jsonl",)).files(tmp_path) == ["mine.jsonl"]
+    assert Llava(listing=("*/*.parquet",)).files(tmp_path) == ["ai2d(cauldron,llava_format)/train-0.parquet"]
 
 
 def test_a_yaml_of_parts_gives_its_files_in_its_order(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_yaml_of_parts_gives_its_files_in_its_order(tmp_path: Path) -> None:
     sampling_strategy: all
 """
     )
-    assert Llava(listing="mix.yaml").files(tmp_path) == ["parts/a.json", "b.json", "c.jsonl"]
+    assert Llava(listing=("mix.yaml",)).files(tmp_path) == ["parts/a.json", "b.json", "c.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -294,6 +294,10 @@ def test_a_yaml_of_parts_gives_its_files_in_its_order(tmp_path: Path) -> None:
             "takes 'first:10%' of a.json: a corpus holds",
         ),
         ("datasets: [{json_path: a.json, sampling_strategy: 'random:999'}]", "give it an amount in the mixture"),
+        (
+            "datasets: [{json_path: a.json}, {json_path: ./a.json}]",
+            "a.json is listed 2 times: a corpus holds each file",
+        ),
         ("datasets: [{json_path: gone.json}]", "lists gone.json: no file of"),
         ("datasets: [{json_path: ../a.json}]", "lists ../a.json: no file of"),
         ("datasets: [{json_path: /etc/passwd}]", "lists /etc/passwd: no file of"),
@@ -310,7 +314,7 @@ def test_a_yaml_that_is_no_list_of_whole_files_is_refused(tmp_path: Path, yaml: 
         place.write_bytes(b"[]")
     (home / "mix.yaml").write_text(yaml)
     with pytest.raises(ValueError, match=re.escape(says)) as caught:
-        Llava(listing="mix.yaml").files(home)
+        Llava(listing=("mix.yaml",)).files(home)
     assert "\n" not in str(caught.value)
 
 
@@ -335,7 +339,7 @@ def test_one_vision_s_parquet_and_one_point_five_s_list_are_built_alike(build: B
     ]
     (tmp_path / "data/llava/spot(llava,v1)").mkdir()
     pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "data/llava/spot(llava,v1)/train-0.parquet")
-    listed, packed = build(Llava()), build(Llava(listing="*/*.parquet"), folder=tmp_path / "built/parquet")
+    listed, packed = build(Llava()), build(Llava(listing=("*/*.parquet",)), folder=tmp_path / "built/parquet")
     index = [pq.read_table(corpus.folder / "index.parquet").to_pylist() for corpus in (listed, packed)]
     assert [[(row["key"], row["task"]) for row in rows] for rows in index] == [
         [("llava_000000000", "image_qa"), ("llava_000000001", "text_qa")]

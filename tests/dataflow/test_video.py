@@ -417,6 +417,18 @@ def test_a_clip_that_holds_no_question_says_why(data: bytes, says: str) -> None:
         ask(data)
 
 
+def test_a_pause_costs_few_rows_of_a_clip() -> None:
+    part = stretch(clip(48, rate=12, codec="ffv1", format="avi", pause=range(12, 30)))  # 1.5 s of 4 s, lossless
+    lost = 0
+    for number in range(60):
+        try:
+            frame_prediction.ask(part, f"s_{number:09d}")
+        except Corrupt as problem:
+            assert "clip stands still" in str(problem)
+            lost += 1
+    assert lost < 6
+
+
 def test_of_a_variable_rate_frames_are_named_apart_as_they_are() -> None:
     part = stretch(clip(40, pts=[*range(20), *range(60, 80)]))  # a gap of 4 s
     for number in range(60):

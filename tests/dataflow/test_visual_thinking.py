@@ -271,6 +271,15 @@ def test_a_vstar_row_names_its_targets_shows_them_marked_and_answers() -> None:
     )
 
 
+def test_a_system_turn_stays_what_it_is_and_later_turns_too() -> None:
+    more = [{"from": "human", "value": "And the plate?"}, {"from": "gpt", "value": "To the right."}]
+    row = cup(conversations=[{"from": "system", "value": "Be brief."}, *CUP["conversations"], *more])
+    plain, system = vstar(CUP).messages, vstar(row).messages
+    assert system[0] == Message("system", (Text("Be brief."),))
+    assert system[1:3] == plain
+    assert system[3:] == (Message("user", (Text("And the plate?"),)), Message("assistant", (Text("To the right."),)))
+
+
 def test_boxes_are_left_top_width_height_and_drawn_red_in_the_picture() -> None:
     shown = pixels(vstar(cup(target_instances=[{"name": "cup", "bbox": [20, 30, 100, 60]}])).media[1])
     red = (shown == (255, 0, 0)).all(axis=-1)
