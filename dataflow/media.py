@@ -79,6 +79,11 @@ class Corrupt(ValueError):
     """What cannot become a record; the message is the ledger's reason."""
 
 
+def summary(error: BaseException) -> str:
+    """What a library says of bad bytes, as one short line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class Missing(Corrupt):
     """A file that a row names is not there: of a corpus that was obtained in part, say."""
 
@@ -173,7 +178,7 @@ def decoded(media: Media) -> Image.Image:
             with Image.open(io.BytesIO(media.data), formats=("JPEG", "PNG")) as image:
                 return image.convert("RGB")
     except _BROKEN as error:
-        raise Corrupt(f"picture does not decode: {_line(error)}") from None
+        raise Corrupt(f"picture does not decode: {summary(error)}") from None
 
 
 def intact(media: Media) -> None:
@@ -214,7 +219,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         except UnidentifiedImageError:
             raise Corrupt(f"picture format is not known, it starts with {data[:8]!r}") from None
         except _BROKEN as error:
-            raise Corrupt(f"picture does not open: {_line(error)}") from None
+            raise Corrupt(f"picture does not open: {summary(error)}") from None
         with opened as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
@@ -224,7 +229,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             except Corrupt:
                 raise
             except _BROKEN as error:
-                raise Corrupt(f"picture does not decode: {_line(error)}") from None
+                raise Corrupt(f"picture does not decode: {summary(error)}") from None
 
 
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
@@ -388,7 +393,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataflow import documents
-from dataflow.media import Corrupt
+from dataflow.media import Corrupt, summary
 
 _SAMPLE = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: key and extension of a member
 _CHUNK = 1 << 20  # bytes read at a time when counting lines and hashing
@@ -219,7 +219,7 @@ def _table_rows(data: bytes, split: Split, header: bytes) -> Iterator[Row]:
     try:
         names = fields(header.removeprefix(_BOM))
     except (UnicodeDecodeError, csv.Error) as error:
-        names, problem = [], f"header line does not parse: {_line(error)}"
+        names, problem = [], f"header line does not parse: {summary(error)}"
     else:
         problem = None if len(set(names)) == len(names) else "header line has a column twice"
     for number, line in _lines(data, split):
@@ -228,7 +228,7 @@ def _table_rows(data: bytes, split: Split, header: bytes) -> Iterator[Row]:
         except UnicodeDecodeError as error:
             yield Row(number, None, f"line is not UTF-8: byte {error.start}")
         except csv.Error as error:
-            yield Row(number, None, f"line is no row of a table: {_line(error)}")
+            yield Row(number, None, f"line is no row of a table: {summary(error)}")
         else:
             if problem is None and len(values) != len(names):
                 yield Row(number, None, f"line has {len(values)} fields under a header of {len(names)}")
@@ -271,7 +271,7 @@ def _parquet_splits(path: Path, file: str, size: int) -> Iterator[Split]:
         count = pq.read_metadata(path).num_rows
     except (pa.ArrowException, OSError) as error:
         _reraise_of_disk(error)
-        yield Split(file=file, first=0, rows=1, problem=f"file is not parquet: {_line(error)}")
+        yield Split(file=file, first=0, rows=1, problem=f"file is not parquet: {summary(error)}")
         return
     for first in range(0, count, size):
         yield Split(file=file, first=first, rows=min(size, count - first))
@@ -309,7 +309,7 @@ def _parquet_rows(path: Path, split: Split) -> Iterator[Row]:
             except (pa.ArrowException, OSError) as error:
                 _reraise_of_disk(error)
                 for lost in range(max(number, split.first), min(start + length, last)):
-                    yield Row(lost, None, f"parquet does not read: {_line(error)}")
+                    yield Row(lost, None, f"parquet does not read: {summary(error)}")
 
 
 def _batch_rows(batch: pa.RecordBatch, first: int) -> Iterator[Row]:
@@ -320,7 +320,7 @@ def _batch_rows(batch: pa.RecordBatch, first: int) -> Iterator[Row]:
             for place in range(batch.num_rows):
                 yield from _batch_rows(batch.slice(place, 1), first + place)
         else:
-            yield Row(first, None, f"row does not convert: {type(error).__name__}: {_line(error)}")
+            yield Row(first, None, f"row does not convert: {type(error).__name__}: {summary(error)}")
     else:
         for place, value in enumerate(values):
             yield Row(first + place, value)
@@ -359,7 +359,7 @@ def _tar_splits(path: Path, file: str, size: int) -> Iterator[Split]:
                     archive.members.clear()  # type: ignore[attr-defined] # else it remembers every header
                 end = archive.offset  # type: ignore[attr-defined]
         except _BROKEN_TAR as error:
-            problem = f"archive is cut off or broken: {_line(error)}"
+            problem = f"archive is cut off or broken: {summary(error)}"
             end = total
         else:
             stream.seek(end)
@@ -453,10 +453,6 @@ def text(value: Any) -> str:
     if not isinstance(value, int | float):
         raise Corrupt(f"a field holds {type(value).__name__} where text belongs")
     return str(value)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}

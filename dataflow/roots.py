@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from dataflow.media import Corrupt, Missing
+from dataflow.media import Corrupt, Missing, summary
 
 MAX_BYTES = 1 << 30  # of a file that a row names; over any sound picture or caption; clips are opened, not read whole
 # What zipfile raises on archives that lie about themselves: an unknown method, a password, a bad checksum.
@@ -175,7 +175,7 @@ class Files:
             try:
                 self._archives[archive] = zipfile.ZipFile(place)
             except _BROKEN_ZIP as error:
-                raise Corrupt(f"archive {_shown(archive)} does not open: {_line(error)}") from None
+                raise Corrupt(f"archive {_shown(archive)} does not open: {summary(error)}") from None
         opened = self._archives[archive]
         shown = f"member {_shown(path)} of {_shown(archive)}"
         try:
@@ -184,7 +184,7 @@ class Files:
         except KeyError:
             raise Missing(f"{shown} is not there") from None
         except _BROKEN_ZIP as error:
-            raise Corrupt(f"{shown} does not read: {_line(error)}") from None
+            raise Corrupt(f"{shown} does not read: {summary(error)}") from None
         if len(data) > MAX_BYTES:
             raise Corrupt(f"{shown} is over {MAX_BYTES} bytes when unpacked")
         return data
@@ -202,10 +202,6 @@ class Files:
 
 def _shown(path: str) -> str:
     return repr(path if len(path) <= 200 else path[:200] + "...")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _spellable(path: str) -> bool:

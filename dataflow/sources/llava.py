@@ -2,7 +2,7 @@
 
 URL      hf.co/datasets/liuhaotian/LLaVA-Instruct-150K, file llava_v1_5_mix665k.json;
          hf.co/datasets/lmms-lab/LLaVA-OneVision-Data
-Licence  CC-BY-4.0 (LLaVA-1.5), apache-2.0 on OneVision's card; pictures are third parties'
+Licence  CC-BY-4.0 (LLaVA-1.5, unverified), apache-2.0 on OneVision's card; pictures are third parties'
 Layout   a JSON list or JSONL with picture folders beside it (coco/train2017, gqa/images, ...); or parquet, a folder per
          part, pictures inside; or a YAML of parts: `datasets: [{json_path: a.json, sampling_strategy: all}, ...]`
 Row      {"id": "000000033471", "image": "coco/train2017/000000033471.jpg",

@@ -1,7 +1,7 @@
 """OmniEdit: edits by specialist models, each with its instruction in several wordings.
 
 URL      hf.co/datasets/TIGER-Lab/OmniEdit-Filtered-1.2M
-Licence  MIT
+Licence  MIT (unverified)
 Layout   data/train-?????-of-00571.parquet, 1.2 M rows; data/dev-?????-of-00004.parquet, 700 rows, is not read
 Row      src_img {bytes, path}, edited_img {bytes, path}, edited_prompt_list ["Remove the bus.", "Take the bus away."]
 Traps    the list may be empty; MetaQuery reads its last item, and so does this
