@@ -26,7 +26,7 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say
 
 def choose(name: str, purpose: str, below: int) -> int:
     """A number in [0, below) that only the row's name and what it is for decide."""
-    return draw(purpose, name, below)
+    return draw(purpose, name, below)  # this way round, so that corpora of earlier versions keep their bytes
 
 
 def between(low: int, high: int, name: str, purpose: str) -> int:

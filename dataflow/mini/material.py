@@ -16,6 +16,7 @@ from dataflow.mini.drawings import Drawings
 from dataflow.mini.photographs import Photographs
 
 # By source: which row, counted from 0 in the order of its files, is wrong, and how.
+# By the number of the row as it is written; a table's header or a part's own list may count otherwise in the ledger.
 DIRTY: Mapping[str, Mapping[int, str]] = MappingProxyType(
     {
         "cambrian": MappingProxyType(
