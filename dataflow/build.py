@@ -321,6 +321,8 @@ def _ledger_row(
 
 
 def _plain(reason: str) -> str:
-    """A reason as one line of UTF-8 of bounded length, whatever the row put into it."""
-    line = " ".join(reason.encode("utf-8", "backslashreplace").decode().split())
+    """A reason as one printable line of bounded length, whatever the row put into it."""
+    line = " ".join(reason.split())
+    if not line.isprintable():  # half a surrogate pair, a mark that turns the writing direction
+        line = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
     return line if len(line) <= _REASON else line[: _REASON - 3] + "..."

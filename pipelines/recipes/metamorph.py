@@ -15,7 +15,7 @@ def tiny() -> Training:
     """MetaMorph in miniature: 1 M parameters, 16 tokens a picture, two CPU workers under ZeRO-2.
 
     Run:     interlace train metamorph:tiny
-    Cost:    80 s of steps and 15 s of start on two cores (make mini, 2026-11-22)
+    Cost:    90 s of steps and 15 s of start on two cores (make mini, 2026-11-25)
     Expect:  both losses fall and answers have the form of the corpus; colours and shapes take far longer than this
     """
     return Training(

@@ -462,3 +462,14 @@ def test_an_atomic_write_leaves_nothing_else(tmp_path: Path) -> None:
         write_atomically(tmp_path / "a", data)
         assert [path.name for path in tmp_path.iterdir()] == ["a"]
         assert (tmp_path / "a").read_bytes() == data
+
+
+def test_a_reason_is_printable_whatever_the_row_puts_into_it(data: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Echo(Cambrian):
+        def candidates(self, value: dict[str, Any], key: str, read: Read) -> Iterator[Candidate]:
+            raise Corrupt(value["id"])
+
+    (data / "cambrian/jsons/a.jsonl").write_bytes(jsonl({"id": "a\u202eb \ud83d\n\0 猫"}))
+    _, ledger = preview(job(Echo(listing=("jsons/a.jsonl",)), data))
+    assert ledger[0].reason == r"a\u202eb \ud83d \x00 猫"
