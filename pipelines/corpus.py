@@ -175,12 +175,13 @@ class Checked:
         """Why a build would stop when all rows are like these."""
         missing, total = self.rows("missing"), max(1, len(self.ledger))
         dropped = len(self.ledger) - self.rows("kept") - missing
-        for name, lost, limit in (
-            ("max_missing", missing, corpus.max_missing),
-            ("max_dropped", dropped, corpus.max_dropped),
+        where = "place a root that rows name first by --data NAME=DIR"
+        for name, lost, limit, cure in (
+            ("max_missing", missing, corpus.max_missing, f"obtain the files, {where}, or raise the limit"),
+            ("max_dropped", dropped, corpus.max_dropped, "mend the rows, or raise the limit"),
         ):
             if lost > limit * total:
-                return f"a build would stop: {lost} of {total} rows lost, over {name}={limit}"
+                return f"a build would stop: {lost} of {total} rows lost, over {name}={limit}; {cure}: --set {name}=..."
         return None
 
 
