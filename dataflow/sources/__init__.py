@@ -77,7 +77,8 @@ def matching(folder: Path, *patterns: str) -> list[str]:
     there = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
     found = sorted(file for file in there if not file.startswith(".") and "/." not in file)
     if not found:
-        raise ValueError(f"{folder} holds no {' or '.join(patterns)}: is this the corpus' own layout? docs/corpora.md has it")
+        wanted = " or ".join(patterns)
+        raise ValueError(f"{folder} holds no {wanted}: is this the corpus' own layout? docs/corpora.md has it")
     for file in found:
         try:
             file.encode()
