@@ -167,16 +167,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is none, or it is of another schema.
     """
+    manifest = any_manifest(folder)
+    if manifest.get("schema") != SCHEMA:
+        raise ValueError(f"{folder / 'manifest.json'} is not a corpus manifest of schema {SCHEMA}: build it again")
+    return manifest
+
+
+def any_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished corpus, of whatever schema.
+
+    Raises:
+        ValueError: there is none.
+    """
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{folder} is no built corpus: it has no manifest.json") from None
+        why = "it has no manifest.json" if folder.is_dir() else "there is no such folder"
+        raise ValueError(f"{folder} is no built corpus: {why}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} does not parse ({error}): build the corpus again") from None
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise ValueError(f"{path} is not a corpus manifest of schema {SCHEMA}: build the corpus again")
-    return manifest
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def verify(folder: Path) -> Iterator[tuple[str, str | None]]:

@@ -26,6 +26,7 @@ from PIL.PngImagePlugin import MAX_TEXT_CHUNK, MAX_TEXT_MEMORY
 
 from dataflow.record import Media
 
+POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
 MAX_PIXELS = 178_956_970  # Pillow's own bomb limit: 0.5 GB of RGB
 # What pictures of public corpora come as. Pillow knows more, but some of its readers start programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
@@ -210,6 +211,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     """The picture in these bytes, not decoded yet; what its decoder raises inside the block becomes Corrupt."""
     if not data:
         raise Corrupt("picture is 0 bytes")
+    if data.startswith(POINTER):
+        raise Corrupt("picture is a Git LFS pointer, not the file itself: fetch it, with git lfs pull, say")
     if data[:64].lstrip()[:1] == b"<":
         raise Corrupt("picture is a web page or XML, not pixels")
     with warnings.catch_warnings():

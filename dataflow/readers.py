@@ -16,7 +16,9 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
+import signal
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataflow import documents
-from dataflow.media import Corrupt, summary
+from dataflow.media import POINTER, Corrupt, summary
 
 _SAMPLE = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: key and extension of a member
 _CHUNK = 1 << 20  # bytes read at a time when counting lines and hashing
@@ -77,6 +79,9 @@ def splits(folder: Path, file: str, rows_per_split: int) -> Iterator[Split]:
     path = folder / file
     if path.suffix.lower() not in _SPLITS:
         raise ValueError(f"{file}: cannot read *{path.suffix}; sources list {', '.join(_SPLITS)} files")
+    if _is_pointer(path):
+        problem = "file is a Git LFS pointer, not the file itself: fetch it, with git lfs pull, say"
+        return iter([Split(file=file, first=0, rows=1, problem=problem)])
     return _SPLITS[_kind(path)](path, file, rows_per_split)
 
 
@@ -110,6 +115,11 @@ def rows(folder: Path, split: Split) -> tuple[str, Iterator[Row]]:
     digest.update(header)
     digest.update(data)
     return digest.hexdigest(), _ROWS[kind](data, split, header)
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(POINTER)) == POINTER
 
 
 def _kind(path: Path) -> str:
@@ -268,20 +278,46 @@ def _document_rows(data: bytes, split: Split, header: bytes) -> Iterator[Row]:
 
 def _parquet_splits(path: Path, file: str, size: int) -> Iterator[Split]:
     try:
-        count = pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
+        metadata = pq.read_metadata(path)
+        _columns(metadata)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         _reraise_of_disk(error)
         yield Split(file=file, first=0, rows=1, problem=f"file is not parquet: {summary(error)}")
         return
+    if _kills(metadata):
+        yield Split(file=file, first=0, rows=1, problem="file is not parquet that can be read: its footer is damaged")
+        return
+    count = metadata.num_rows
     for first in range(0, count, size):
         yield Split(file=file, first=first, rows=min(size, count - first))
+
+
+def _columns(metadata: pq.FileMetaData) -> list[tuple[str, str, str]]:
+    return [(column.path, column.physical_type, str(column.logical_type)) for column in metadata.schema]
+
+
+def _kills(metadata: pq.FileMetaData) -> bool:
+    """Whether looking at the column chunks ends the process, asked in a child: over some damaged footers pyarrow's C++
+    throws where nothing can catch it.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGABRT, signal.SIG_DFL)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C++'s last words
+            signal.alarm(10)
+            for group in range(metadata.num_row_groups):
+                for column in range(metadata.num_columns):
+                    metadata.row_group(group).column(column)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(status := os.waitpid(child, 0)[1]) and os.WTERMSIG(status) == signal.SIGABRT
 
 
 def _parquet_digest(path: Path, split: Split) -> str:
     """sha256 of what the split's rows are decoded from. Needs no decoding, and no version of pyarrow changes it."""
     metadata = pq.read_metadata(path)
-    columns = [(column.path, column.physical_type, str(column.logical_type)) for column in metadata.schema]
-    digest = hashlib.sha256(f"{columns} {split.first} {split.rows}".encode())
+    digest = hashlib.sha256(f"{_columns(metadata)} {split.first} {split.rows}".encode())
     with path.open("rb") as stream:
         for group, start, _ in _row_groups(metadata, split):
             digest.update(b" %d" % start)

@@ -185,6 +185,10 @@ class Files:
             raise Missing(f"{shown} is not there") from None
         except _BROKEN_ZIP as error:
             raise Corrupt(f"{shown} does not read: {summary(error)}") from None
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # that is the disk's
+                raise
+            raise Corrupt(f"{shown} does not read: its place in the archive is none") from None
         if len(data) > MAX_BYTES:
             raise Corrupt(f"{shown} is over {MAX_BYTES} bytes when unpacked")
         return data

@@ -73,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
     _data(build)
     _root(build)
     _workers(build)
-    build.add_argument("--rehash", action="store_true", help="believe no size or mtime: read every input file again")
+    build.add_argument(
+        "--rehash", action="store_true", help="build again although index files look the same: pictures changed or came"
+    )
     _cluster(build)
 
     verify = _verb(verbs, "verify", _verify, "hash a built corpus again; exit 1 names what differs")

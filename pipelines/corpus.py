@@ -2,6 +2,7 @@
 
 <root>/corpora/.building/<source>-<key>/   shards and receipts as they come; a rerun goes on from them
 <root>/corpora/<source>-<key>/             the finished corpus; never changes
+<root>/corpora/<source>-<key>-<digest>/    one that --rehash found to differ under the same index files
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import re
 import shutil
 from dataclasses import asdict, dataclass
@@ -63,14 +65,16 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The input files of a corpus as found: [relative path, size in bytes, mtime in ns or a sha256]."""
+    """The input files of a corpus as found, with sizes in bytes and mtimes in ns; `key` names them and the recipe."""
 
-    listing: tuple[tuple[str, int, int | str], ...]
     files: tuple[str, ...]
+    sizes: tuple[int, ...]
+    times: tuple[int, ...]
+    key: str
 
 
-def inputs(corpus: Corpus, place: Place, *, rehash: bool = False) -> Inputs:
-    """List the input; with `rehash`, every file of the source's own folder by its content.
+def inputs(corpus: Corpus, place: Place) -> Inputs:
+    """List the input.
 
     Raises:
         ValueError: the folder or its files are not there, or rows_per_shard does not fit a key.
@@ -81,18 +85,13 @@ def inputs(corpus: Corpus, place: Place, *, rehash: bool = False) -> Inputs:
         raise ValueError(f"source name {corpus.source.name!r}: use lower case letters, digits and '_'")
     folder = place.roots.source(corpus.source.name)
     files = tuple(corpus.source.files(folder))
-    if rehash:
-        found = sorted(path for path in folder.rglob("*") if path.is_file())
-        listing = [(path.relative_to(folder).as_posix(), path.stat().st_size, shards.sha256(path)) for path in found]
-    else:
-        listing = [(file, (folder / file).stat().st_size, (folder / file).stat().st_mtime_ns) for file in files]
-    return Inputs(listing=tuple(listing), files=files)
-
-
-def folder_of(corpus: Corpus, place: Place, found: Inputs) -> Path:
-    """Where the corpus of this input belongs."""
-    step_key = key([corpus.recipe_key(), [list(entry) for entry in found.listing]])
-    return place.root / "corpora" / f"{corpus.source.name}-{step_key[:12]}"
+    sizes, times = [], []
+    for file in files:
+        status = (folder / file).stat()
+        sizes.append(status.st_size)
+        times.append(status.st_mtime_ns)
+    listing = [list(entry) for entry in zip(files, sizes, times, strict=True)]
+    return Inputs(files=files, sizes=tuple(sizes), times=tuple(times), key=key([corpus.recipe_key(), listing]))
 
 
 def locate(corpus: Corpus, place: Place) -> Path:
@@ -101,17 +100,18 @@ def locate(corpus: Corpus, place: Place) -> Path:
     Raises:
         ValueError: none is finished, or several differ and no `--data` tells them apart.
     """
-    same = [folder for folder in _built(corpus, place) if _manifest(folder)["recipe_key"] == corpus.recipe_key()]
+    newest = {_input_of(folder): folder for folder in _of_recipe(corpus, place)}  # a rehash comes later
     declared = place.roots.base is not None or corpus.source.name in place.roots.named
     if declared:
-        folder = folder_of(corpus, place, inputs(corpus, place))
-        if (folder / "manifest.json").is_file():
+        folder = newest.get(inputs(corpus, place).key[:12])
+        if folder is not None:
             return folder
-        if same:
+        if newest:
             raise ValueError(f"input of {corpus.source.name} changed since it was built: run interlace build again")
         raise ValueError(_unbuilt(corpus, place))
-    if not same:
+    if not newest:
         raise ValueError(f"{_unbuilt(corpus, place)} and --data")
+    same = list(newest.values())
     if len({_manifest(folder)["root_digest"] for folder in same}) > 1:
         names = ", ".join(folder.name for folder in same)
         raise ValueError(
@@ -125,33 +125,47 @@ def _unbuilt(corpus: Corpus, place: Place) -> str:
     return f"{corpus.source.name} is not built under {place.root}: run interlace build with the same recipe"
 
 
-def is_built(corpus: Corpus, place: Place, *, rehash: bool = False) -> bool:
+def is_built(corpus: Corpus, place: Place) -> bool:
     """Whether the corpus of the present input is finished."""
-    return (folder_of(corpus, place, inputs(corpus, place, rehash=rehash)) / "manifest.json").is_file()
+    return _newest(corpus, place, inputs(corpus, place)) is not None
 
 
 def build(corpus: Corpus, place: Place, *, rehash: bool = False) -> Path:
     """Build a corpus, or find it built. Says what it does.
 
+    Args:
+        rehash: build it again although its index files look the same: pictures may have changed, or arrived.
     Raises:
         ValueError: input that is not there or changes while it is read, too many rows dropped.
     """
-    found = inputs(corpus, place, rehash=rehash)
-    final = folder_of(corpus, place, found)
-    if (final / "manifest.json").is_file():
-        print(f"{final.name}: already built, nothing to do", flush=True)
-        return final
-    work = final.parent / ".building" / final.name
-    with alone(work.with_name(f"{work.name}.lock"), final.name):
+    found = inputs(corpus, place)
+    there = _newest(corpus, place, found)
+    if there is not None and not rehash:
+        _say_built(corpus, there)
+        return there
+    corpora = place.root / "corpora"
+    work = corpora / ".building" / f"{corpus.source.name}-{found.key[:12]}{'-rehash' if rehash else ''}"
+    with alone(work.with_name(f"{work.name}.lock"), work.name):
         work.mkdir(parents=True, exist_ok=True)
         if not (work / "manifest.json").is_file():
             with cluster(place):
                 _build_shards(corpus, place, found, work, rehash=rehash)
-            if inputs(corpus, place, rehash=rehash) != found:
+            if inputs(corpus, place) != found:
                 shutil.rmtree(work)
                 raise ValueError(f"input of {corpus.source.name} changed while it was read: build again")
-        _finish(work, final)
-    return final
+        return _finish(corpus, place, work, found, rehash=rehash)
+
+
+def _say_built(corpus: Corpus, folder: Path) -> None:
+    counts = _manifest(folder)["counts"]
+    lost, rows = counts["missing"], counts["rows"]
+    if lost > corpus.max_missing * rows:
+        raise ValueError(
+            f"{folder.name} was built without {lost} of {rows} rows whose files were not there, over "
+            f"max_missing={corpus.max_missing}: obtain them and build with --rehash, or --set max_missing=..."
+        )
+    again = f"; {lost} rows named files that were not there: --rehash looks again" if lost else ""
+    print(f"{folder.name}: already built, nothing to do{again}", flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +208,7 @@ def check(corpus: Corpus, place: Place, *, rows: int) -> Checked:
     found = inputs(corpus, place)
     folder = place.roots.source(corpus.source.name)
     job = _job(corpus, place, earlier={})
-    sizes = {file: size for file, size, _ in found.listing}
+    sizes = dict(zip(found.files, found.sizes, strict=True))
     files = found.files[:: math.ceil(len(found.files) / _CHECKED_FILES)]
     share = math.ceil(rows / len(files))
     size = min(corpus.rows_per_shard, share, _PREVIEWED)
@@ -289,26 +303,47 @@ def _shard_task(shared: tuple[ShardJob, str, str], task: tuple[Split, int]) -> N
         job.build(split, number, Path(work))
 
 
-def _finish(work: Path, final: Path) -> None:
+def _finish(corpus: Corpus, place: Place, work: Path, found: Inputs, *, rehash: bool) -> Path:
+    """Give a committed corpus its place; one that a rehash found unchanged is there already."""
     for leftover in work.glob(".*"):
         leftover.unlink()
+    corpora, digest = place.root / "corpora", _manifest(work)["root_digest"]
+    name = f"{corpus.source.name}-{found.key[:12]}"
+    final = corpora / (f"{name}-{digest[:12]}" if rehash else name)
+    for folder in _of_recipe(corpus, place):
+        if rehash and _input_of(folder) == found.key[:12] and _manifest(folder)["root_digest"] == digest:
+            shutil.rmtree(work)
+            os.utime(folder / "manifest.json")  # it is what was found last
+            print(f"{folder.name}: unchanged, the same bytes again", flush=True)
+            return folder
     work.rename(final)
-    sync(final.parent)
+    sync(corpora)
+    return final
 
 
 def _earlier(corpus: Corpus, place: Place) -> dict[str, str]:
     """Shards that finished corpora of this recipe hold, by shard key."""
-    recipe_key = corpus.recipe_key()
     known: dict[str, str] = {}
-    for folder in _built(corpus, place):
-        manifest = _manifest(folder)
-        if manifest["recipe_key"] == recipe_key:
-            known.update({shard["key"]: str(folder.resolve()) for shard in manifest["shards"]})
+    for folder in _of_recipe(corpus, place):
+        known.update({shard["key"]: str(folder.resolve()) for shard in _manifest(folder)["shards"]})
     return known
 
 
-def _built(corpus: Corpus, place: Place) -> list[Path]:
-    return finished((place.root / "corpora").glob(f"{corpus.source.name}-*"))
+def _of_recipe(corpus: Corpus, place: Place) -> list[Path]:
+    """The finished corpora of this recipe, oldest first; those of other schemas have other recipe keys."""
+    built, recipe_key = finished((place.root / "corpora").glob(f"{corpus.source.name}-*")), corpus.recipe_key()
+    return [folder for folder in built if index.any_manifest(folder).get("recipe_key") == recipe_key]
+
+
+def _newest(corpus: Corpus, place: Place, found: Inputs) -> Path | None:
+    """The finished corpus of this input, as it was found last."""
+    same = [folder for folder in _of_recipe(corpus, place) if _input_of(folder) == found.key[:12]]
+    return same[-1] if same else None
+
+
+def _input_of(folder: Path) -> str:
+    """The key of a corpus' input: the second part of its name. Times are in it, so it is in no file."""
+    return folder.name.split("-")[1]
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

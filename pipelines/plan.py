@@ -41,7 +41,7 @@ def build(mixture: Mixture, place: Place, *, rehash: bool = False) -> list[Opene
     """Build every corpus and selection of a mixture that is not there yet, on one Ray cluster."""
     wanted = {member.corpus.recipe_key(): member.corpus for member in mixture.members}
     with ExitStack() as stack:
-        if not all(corpus.is_built(each, place, rehash=rehash) for each in wanted.values()):
+        if rehash or not all(corpus.is_built(each, place) for each in wanted.values()):
             stack.enter_context(cluster(place))
         folders = {recipe_key: corpus.build(each, place, rehash=rehash) for recipe_key, each in wanted.items()}
     return [_opened(member, folders[member.corpus.recipe_key()], place) for member in mixture.members]

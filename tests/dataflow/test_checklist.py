@@ -769,6 +769,11 @@ CHECKLIST: dict[str, Line] = {
         given=aurora(jsonl(CHARADES, CHARADES)),
         becomes=[EDIT, EDIT],
     ),
+    "Git LFS pointer": Line(
+        of=Aurora(),
+        given=aurora(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
+        becomes=["corrupt: file is a Git LFS pointer, not the file itself: fetch it, with git lfs pull, say"],
+    ),
     "JSON document of 0 bytes": Line(of=Aurora(), given=aurora(b""), becomes=["corrupt: document is 0 bytes"]),
     # video
     "0 frames": Line(

@@ -203,7 +203,7 @@ def test_verify_notices_a_manifest_that_was_made_to_fit(cambrian: Path, build: B
     [
         (None, "is no built corpus: it has no manifest.json"),
         (b"{", "manifest.json does not parse"),
-        (b"[]", "not a corpus manifest of schema 2: build the corpus again"),
+        (b"[]", "not a corpus manifest of schema 2: build it again"),
         (b'{"schema": 0}', "not a corpus manifest of schema 2"),
     ],
 )

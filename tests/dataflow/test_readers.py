@@ -374,6 +374,23 @@ def test_a_member_is_never_read_beyond_its_split(tmp_path: Path) -> None:
     assert [row.value["__key__"] for row in rows(tmp_path, second)[1]] == ["004", "005", "006", "007"]
 
 
+def test_a_footer_that_would_end_the_process_is_a_row_that_says_so(tmp_path: Path) -> None:
+    table = pa.table({"pictures": [[b"a", b"b"], [b"c"], []], "text": ["x", None, "y"]})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path)
+    whole = path.read_bytes()
+    footer = range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole) - 8)
+    found = False
+    for place in footer:
+        path.write_bytes(whole[:place] + bytes([(whole[place] + 0x20) % 256]) + whole[place + 1 :])
+        plan = list(splits(tmp_path, "a.parquet", 10))
+        if plan[0].problem == "file is not parquet that can be read: its footer is damaged":
+            assert problems(read(tmp_path, "a.parquet", 10)) == {0: plan[0].problem}
+            found = True
+            break
+    assert found
+
+
 # --- JSON documents
 
 CHAT = {"id": 7, "conversations": [{"from": "human", "value": 'a "quoted" [bracket], {brace} \\ and \\"'}]}

@@ -129,6 +129,44 @@ def test_rehash_sees_a_picture_that_changed_behind_its_row(tmp_path: Path, data:
     after = corpus.build(_cambrian(), place, rehash=True)
     assert after != before
     assert BuiltCorpus(after).record(0).media != BuiltCorpus(before).record(0).media
+    assert corpus.locate(_cambrian(), place) == after
+    assert corpus.build(_cambrian(), place, rehash=True) == after  # unchanged: found again, not kept twice
+    assert [path.name for path in sorted((tmp_path / "corpora").glob("cambrian-*"))] == sorted(
+        [before.name, after.name]
+    )
+
+
+def test_files_that_came_later_are_found_by_rehash_and_a_build_says_so(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pictures in a root of its own, which comes to hold more: nothing of the index files tells of it."""
+    home, pictures = tmp_path / "data/cambrian", tmp_path / "pictures"
+    shutil.copytree(data / "cambrian/jsons", home / "jsons")
+    pictures.mkdir()
+    place = Place(root=tmp_path, roots=Roots.parse([f"cambrian={home}", f"easy_vqa={pictures}"]))
+    lenient = replace(_cambrian(), max_missing=1.0)
+    few = corpus.build(lenient, place)
+    missing = index.read_manifest(few)["counts"]["missing"]
+    assert missing > 200
+    shutil.copytree(data / "cambrian/easy_vqa", pictures, dirs_exist_ok=True)
+    capsys.readouterr()
+    assert corpus.build(lenient, place) == few
+    assert f"{missing} rows named files that were not there: --rehash looks again" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=rf"was built without {missing} of 300 rows .* over max_missing=0\.1: obtain"):
+        corpus.build(_cambrian(), place)
+    more = corpus.build(lenient, place, rehash=True)
+    assert index.read_manifest(more)["counts"]["missing"] < 30
+    assert corpus.locate(lenient, place) == more
+    assert corpus.build(lenient, place) == more
+
+
+def test_a_corpus_of_an_earlier_schema_is_in_nobody_s_way(tmp_path: Path, world: Path) -> None:
+    old = tmp_path / "corpora/cambrian-0123456789ab"
+    old.mkdir(parents=True)
+    (old / "manifest.json").write_text('{"schema": 1, "recipe_key": "x", "shards": []}')
+    place = _place(tmp_path, world)
+    made = corpus.build(_cambrian(), place)
+    assert corpus.locate(_cambrian(), place) == made
 
 
 def test_an_interrupted_build_goes_on_from_its_receipts(tmp_path: Path, world: Path) -> None:
@@ -173,8 +211,8 @@ def test_too_many_dropped_rows_stop_the_build_with_reasons_and_it_goes_on_when_a
 
 def test_a_second_builder_is_refused_by_name(tmp_path: Path, world: Path) -> None:
     place = _place(tmp_path, world)
-    folder = corpus.folder_of(_cambrian(), place, corpus.inputs(_cambrian(), place))
-    lock = folder.parent / ".building" / f"{folder.name}.lock"
+    name = f"cambrian-{corpus.inputs(_cambrian(), place).key[:12]}"
+    lock = tmp_path / "corpora" / ".building" / f"{name}.lock"
     lock.parent.mkdir(parents=True)
     code = (
         "import fcntl, os, sys, time; stream = open(sys.argv[1], 'a+'); fcntl.flock(stream, fcntl.LOCK_EX);"
