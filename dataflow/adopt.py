@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dataflow import readers, shards
-from dataflow.build import Receipt, ShardJob, record_of, write_receipt
+from dataflow.build import Receipt, ShardJob, record_of, splits, write_receipt
 from dataflow.media import Corrupt, Missing
 from dataflow.readers import Split
 from dataflow.record import Lineage, Record
+from dataflow.roots import Roots
 from dataflow.sources import Source
 
 MOST = 10_000  # samples of a tar
 
 
-def plan(folder: Path, file: str, source: Source) -> list[Split]:
+def plan(roots: Roots, file: str, source: Source) -> list[Split]:
     """The one split of a tar.
 
     Raises:
@@ -36,7 +37,7 @@ def plan(folder: Path, file: str, source: Source) -> list[Split]:
     _ours(type(source).__module__, type(source).__qualname__)
     if Path(file).suffix.lower() != ".tar":
         raise ValueError(f"{file}: only tars are adopted; build this corpus without shards=adopted")
-    held = list(readers.splits(folder, file, MOST))
+    held = list(splits(roots, source.name, file, MOST))
     if len(held) != 1 or held[0].problem:
         why = held[-1].problem if held and held[-1].problem else f"it must hold 1 to {MOST} samples"
         raise ValueError(f"{file} cannot be adopted: {why}; leave it out, or build without shards=adopted")

@@ -102,8 +102,7 @@ class ShardJob:
                 shard is damaged.
             OSError: the disk fails.
         """
-        source_folder = self.roots.source(self.source.name)
-        input_sha256, rows = readers.rows(source_folder, split)
+        input_sha256, rows = self._read(split)
         shard_key = _shard_key(self.recipe_key, number, split, input_sha256)
         final = folder / shards.name(number)
         if shard_key in self.earlier:
@@ -127,9 +126,14 @@ class ShardJob:
             )
         write_receipt(folder, receipt)
 
+    def _read(self, split: Split) -> tuple[str, Iterator[Row]]:
+        if split.problem is None and (problem := self.roots.unreadable(self.source.name, split.file)):
+            raise ValueError(f"{split.file}: {problem}; it was readable when its splits were planned: build again")
+        return readers.rows(self.roots.source(self.source.name), split)
+
     def preview(self, split: Split, number: int) -> tuple[list[Record], list[LedgerRow]]:
         """The records and ledger rows of a split; nothing is written."""
-        _, rows = readers.rows(self.roots.source(self.source.name), split)
+        _, rows = self._read(split)
         ledger: list[LedgerRow] = []
         return list(self._records(rows, number, split, ledger)), ledger
 
@@ -179,6 +183,16 @@ class ShardJob:
             if reason is not None:
                 return _Filtered(f"{type(rule).__name__}: {reason}")
         return None
+
+
+def splits(roots: Roots, source: str, file: str, rows_per_split: int) -> Iterator[Split]:
+    """The plan of an input file that lies inside the declared folders; of any other one row that says why not.
+
+    Raises: as `readers.splits`.
+    """
+    if problem := roots.unreadable(source, file):
+        return iter([Split(file=file, first=0, rows=1, problem=problem)])
+    return readers.splits(roots.source(source), file, rows_per_split)
 
 
 def record_of(candidate: Candidate, key: str, source: str, lineage: Lineage) -> Record:

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from dataflow.draw import draw, shuffled
 from dataflow.media import Corrupt
@@ -26,6 +28,7 @@ FRAMES = 8  # most of one question; MetaMorph goes up to 45, at 64 tokens each i
 _LEAST: Mapping[str, int] = {"future": 2, "missing": 3, "reversed": 2, "order": 3, "interval": 2}  # frames it takes
 _SHORTEST, _LONGEST = 1, 100  # of t, in tenths of a second: MetaMorph's 0.1 s and 10 s
 _EPSILON = 1e-6  # s
+_LOOKS = 24  # frames of a part that tell where it pauses; all are decoded in one go
 
 # {n} frames are shown, {t} is "0.5 seconds"
 _AHEAD = (  # of one frame
@@ -84,22 +87,20 @@ def ask(part: Stretch, key: str, *, seed: int = 0, most: int = FRAMES, about: st
         most: frames of question and answer together.
         about: words that go before the question, what is said meanwhile, say.
     Raises:
-        Corrupt: the part holds too few frames for any kind, stands still, or does not decode.
+        Corrupt: the part holds too few frames for any kind, too few different ones, or does not decode.
     """
     if most < max(_LEAST.values()):
         raise ValueError(f"most={most} frames in a question: some kinds take {max(_LEAST.values())}; give more")
     still = None
-    for kind in shuffled(tuple(_LEAST), key, "kind", seed=seed):
-        found = _places(part.times, kind, key, seed, most)
-        if found is None:
-            continue
-        tenths, places = found
-        frames = part.pictures(places)
+    for kind, tenths, frames in _tries(part, key, seed, most):
         if len({frame.data for frame in frames}) == len(frames):
             return _candidate(kind, frames, tenths, key, seed, about)
-        still = tenths if still is None else still  # a pause, perhaps: another kind looks elsewhere
+        still = tenths if still is None else still
     if still is not None:
-        raise Corrupt(f"clip stands still: frames that are {_seconds(still)} apart are the same picture")
+        raise Corrupt(
+            f"clip stands still, or nearly: frames that are {_seconds(still)} apart are the same picture, "
+            "and no question fits elsewhere"
+        )
     count = len(part.times)
     raise Corrupt(
         f"clip holds {count} frame{'s' * (count != 1)} in {part.length:.2f} s: "
@@ -107,8 +108,51 @@ def ask(part: Stretch, key: str, *, seed: int = 0, most: int = FRAMES, about: st
     )
 
 
-def _places(times: Sequence[float], kind: str, key: str, seed: int, most: int) -> tuple[int, list[int]] | None:
-    """The interval in tenths of a second and the frames at its steps, None if the clip is too short for the kind."""
+def _tries(part: Stretch, key: str, seed: int, most: int) -> Iterator[tuple[str, int, list[Media]]]:
+    """A kind, its interval in tenths of a second and its frames, which may be the same picture: the clip may pause.
+
+    The first is as drawn; the others are of every kind, where a look over the whole part promises different pictures.
+    """
+    kinds = shuffled(tuple(_LEAST), key, "kind", seed=seed)
+    scenes: Sequence[int] = range(len(part.times))
+    for kind in kinds:
+        if found := _places(part.times, scenes, kind, key, seed, most):
+            yield kind, found[0], part.pictures(found[1])
+            break
+    else:
+        return
+    scenes = _scenes(part)
+    for kind in kinds:
+        if found := _places(part.times, scenes, kind, key, seed, most):
+            yield kind, found[0], part.pictures(found[1])
+
+
+def _scenes(part: Stretch) -> list[int]:
+    """By frame: the first frame that is known to show the same picture, itself where none is.
+
+    Which frame ends a pause is not looked up: those between a picture that is seen twice and another count with it.
+    """
+    count = len(part.times)
+    looks = sorted({look * (count - 1) // (_LOOKS - 1) for look in range(_LOOKS)})
+    pictures = [picture.data for picture in part.pictures(looks)]
+    seen, first = Counter(pictures), dict(zip(reversed(pictures), reversed(looks), strict=True))
+    scenes = list(range(count))
+    for (place, data), (end, later) in pairwise(zip(looks, pictures, strict=True)):
+        held = data if seen[data] > 1 else later
+        if seen[held] > 1:
+            scenes[place + 1 : end] = [first[held]] * (end - place - 1)
+    for place, data in zip(looks, pictures, strict=True):
+        scenes[place] = first[data]
+    return scenes
+
+
+def _places(
+    times: Sequence[float], scenes: Sequence[int], kind: str, key: str, seed: int, most: int
+) -> tuple[int, list[int]] | None:
+    """The interval in tenths of a second and the frames at its steps, no two of one scene.
+
+    None if the clip is too short for the kind, or shows too few scenes.
+    """
     length = times[-1] - times[0]
     if length <= 0:
         return None
@@ -126,6 +170,8 @@ def _places(times: Sequence[float], kind: str, key: str, seed: int, most: int) -
             if wanted[-1] > times[-1] + _EPSILON:
                 continue
             places = [_nearest(times, time) for time in wanted]
+            if len({scenes[place] for place in places}) < number:
+                continue
             # A quarter of a step is half a frame or more: a steady rate always fits, a gap in the clip does not.
             if all(abs(times[p] - time) <= tenths / 40 + _EPSILON for p, time in zip(places, wanted, strict=True)):
                 return tenths, places

@@ -81,8 +81,9 @@ class Corrupt(ValueError):
 
 
 def summary(error: BaseException) -> str:
-    """What a library says of bad bytes, as one short line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """What a library says of bad bytes, as one short line, without the path that system errors and FFmpeg's name."""
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(said.split())[:200] or type(error).__name__
 
 
 class Missing(Corrupt):

@@ -136,6 +136,8 @@ def _kind(path: Path) -> str:
 def share(folder: Path, split: Split) -> float:
     """Which part of its file lies before the end of this split, 0..1: what is known of the whole from its beginning."""
     path = folder / split.file
+    if split.problem is not None:
+        return 1.0
     if path.suffix.lower() == ".parquet":
         return (split.first + split.rows) / max(1, pq.read_metadata(path).num_rows)
     return split.end / max(1, path.stat().st_size)
@@ -284,7 +286,7 @@ def _parquet_splits(path: Path, file: str, size: int) -> Iterator[Split]:
         _reraise_of_disk(error)
         yield Split(file=file, first=0, rows=1, problem=f"file is not parquet: {summary(error)}")
         return
-    if _kills(metadata):
+    if _kills(metadata) or not _agrees(metadata, path.stat().st_size):
         yield Split(file=file, first=0, rows=1, problem="file is not parquet that can be read: its footer is damaged")
         return
     count = metadata.num_rows
@@ -314,6 +316,26 @@ def _kills(metadata: pq.FileMetaData) -> bool:
     return os.WIFSIGNALED(status := os.waitpid(child, 0)[1]) and os.WTERMSIG(status) == signal.SIGABRT
 
 
+def _agrees(metadata: pq.FileMetaData, size: int) -> bool:
+    """Whether the footer's counts add up and its column chunks lie in the file: else rows would be lost unseen."""
+    lengths = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if any(length < 0 for length in lengths) or sum(lengths) != metadata.num_rows:
+        return False
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            begin, end = _chunk(metadata, group, column)
+            if not 0 <= begin <= end <= size:
+                return False
+    return True
+
+
+def _chunk(metadata: pq.FileMetaData, group: int, column: int) -> tuple[int, int]:
+    """First byte of a column chunk and the byte after it."""
+    chunk = metadata.row_group(group).column(column)
+    begin = min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
+    return begin, begin + chunk.total_compressed_size
+
+
 def _parquet_digest(path: Path, split: Split) -> str:
     """sha256 of what the split's rows are decoded from. Needs no decoding, and no version of pyarrow changes it."""
     metadata = pq.read_metadata(path)
@@ -322,9 +344,7 @@ def _parquet_digest(path: Path, split: Split) -> str:
         for group, start, _ in _row_groups(metadata, split):
             digest.update(b" %d" % start)
             for column in range(metadata.num_columns):
-                chunk = metadata.row_group(group).column(column)
-                begin = min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
-                _hash(stream, begin, begin + chunk.total_compressed_size, digest)
+                _hash(stream, *_chunk(metadata, group, column), digest)
     return digest.hexdigest()
 
 
@@ -333,25 +353,31 @@ def _parquet_rows(path: Path, split: Split) -> Iterator[Row]:
     last = split.first + split.rows
     with pq.ParquetFile(path) as opened:
         for group, start, length in _row_groups(opened.metadata, split):
-            number = start
+            number, end = start, min(start + length, last)
+            problem = "its row group holds fewer rows than the footer says"
             try:
                 for batch in opened.iter_batches(_BATCH, row_groups=[group]):
-                    first, stop = max(number, split.first), min(number + batch.num_rows, last)
+                    first, stop = max(number, split.first), min(number + batch.num_rows, end)
                     if first < stop:
                         yield from _batch_rows(batch.slice(first - number, stop - first), first)
                     number += batch.num_rows
-                    if number >= last:
+                    if number >= end:
                         break
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, MemoryError) as error:
                 _reraise_of_disk(error)
-                for lost in range(max(number, split.first), min(start + length, last)):
-                    yield Row(lost, None, f"parquet does not read: {summary(error)}")
+                problem = summary(error)
+            for lost in range(max(number, split.first), end):
+                yield Row(lost, None, f"parquet does not read: {problem}")
 
 
 def _batch_rows(batch: pa.RecordBatch, first: int) -> Iterator[Row]:
     try:
         values = batch.to_pylist()
-    except (ValueError, OverflowError) as error:  # text that is not UTF-8, a date beyond Python's: of one row only
+    except (
+        ValueError,
+        OverflowError,
+        MemoryError,
+    ) as error:  # text that is not UTF-8, a date beyond Python's: of one row only
         if batch.num_rows > 1:
             for place in range(batch.num_rows):
                 yield from _batch_rows(batch.slice(place, 1), first + place)

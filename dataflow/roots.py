@@ -24,6 +24,7 @@ MAX_BYTES = 1 << 30  # of a file that a row names; over any sound picture or cap
 # What zipfile raises on archives that lie about themselves: an unknown method, a password, a bad checksum.
 _BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error, struct.error)
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR)
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)  # what a row can bring about; the rest is the disk's
 
 
@@ -102,6 +103,24 @@ class Roots:
         """
         return Path(self.found(source, path)[0])
 
+    def unreadable(self, source: str, file: str) -> str | None:
+        """Why an input file that a source lists may not be read, or None: links are followed as for a row's paths.
+
+        Raises: OSError: the disk fails.
+        """
+        folder, inside = self._declared(source)
+        try:
+            place = self._follow(os.path.join(folder, file))
+            if not f"{place}/".startswith(inside):
+                return "file is a link that leaves the declared folders: admit it by --data NAME=DIR of where it ends"
+            if not stat.S_ISREG(os.stat(place).st_mode):
+                return "file is no plain file"
+        except OSError as error:
+            if error.errno in (*_NO_FILE, *_NO_PATH, *_FORBIDDEN):
+                return f"file cannot be opened: {os.strerror(error.errno)}"
+            raise
+        return None if os.access(place, os.R_OK) else "file may not be read by this user"
+
     def found(self, source: str, path: str) -> tuple[str, os.stat_result]:
         """`find` as text, and the status of what is there: making Paths took longer than reading a picture."""
         if "\0" in path or not path.strip() or not _spellable(path):
@@ -118,7 +137,7 @@ class Roots:
         except OSError as error:
             if error.errno in _NO_FILE:
                 raise Missing(f"file {_shown(path)} is not there") from None
-            if error.errno in _NO_PATH:
+            if error.errno in (*_NO_PATH, *_FORBIDDEN):
                 raise Corrupt(f"path {_shown(path)} cannot be followed: {os.strerror(error.errno)}") from None
             raise
 
@@ -197,6 +216,8 @@ class Files:
         place, status = self.roots.found(self.source, path)
         if not stat.S_ISREG(status.st_mode):
             raise Corrupt(f"{_shown(path)} is no file")
+        if not os.access(place, os.R_OK):
+            raise Corrupt(f"file {_shown(path)} may not be read by this user")
         return place, status
 
     @cached_property

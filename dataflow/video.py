@@ -28,7 +28,7 @@ from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 from PIL import Image
 
-from dataflow.media import Corrupt, encoded
+from dataflow.media import Corrupt, encoded, summary
 from dataflow.record import Media
 
 SIDE = 448  # px of a frame's longer side: SigLIP reads 384
@@ -242,7 +242,10 @@ def _opened(stream: BinaryIO, start: float) -> Iterator[tuple[InputContainer, Vi
     except Corrupt:
         raise
     except _BROKEN as error:
-        raise Corrupt(f"video does not {doing}: {_line(error)}") from None
+        # FFmpeg answers with an ArgumentError to `_FORMATS`.
+        foreign = isinstance(error, av.error.ArgumentError)
+        said = "no clip of a kind that is read here (mp4, webm, mkv, avi, ...)" if foreign else summary(error)
+        raise Corrupt(f"video does not {doing}: {said}") from None
 
 
 def _media(frame: VideoFrame, video: VideoStream, side: int) -> Media:
@@ -278,11 +281,3 @@ def _claimed(container: InputContainer, video: VideoStream) -> float | None:
     if video.duration:
         return _seconds(video.duration, video)
     return container.duration / av.time_base if container.duration else None
-
-
-def _line(error: Exception) -> str:
-    """What went wrong, without the path that FFmpeg's errors name."""
-    if isinstance(error, av.error.ArgumentError):  # FFmpeg's answer to `_FORMATS`
-        return "no clip of a kind that is read here (mp4, webm, mkv, avi, ...)"
-    said = error.strerror if isinstance(error, av.error.FFmpegError) else str(error)
-    return " ".join((said or "").split())[:200] or type(error).__name__

@@ -38,6 +38,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         print(f"interlace: {_one_line(error)}{notes}", file=sys.stderr)
         code = 2
+    except Exception as error:  # noqa: BLE001  whatever a recipe or a damaged file brings about, it is told in a line
+        print(f"interlace: {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         print("interlace: interrupted; the same command goes on from here", file=sys.stderr)
         code = 130
@@ -203,7 +206,7 @@ def _check(options: argparse.Namespace, words: list[str]) -> int:
     for each in corpora:
         try:
             checked.append(corpus.check(each, place, rows=options.rows))
-        except ValueError as error:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
             print(f"{each.name}: {_one_line(error)}", file=sys.stderr, flush=True)
             wrong += 1
             continue

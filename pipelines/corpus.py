@@ -20,7 +20,9 @@ from typing import Any, ClassVar, Literal
 
 from dataflow import adopt, index, media, readers, shards
 from dataflow.build import LedgerRow, ShardJob, read_receipt, receipt_path, sync, write_atomically
+from dataflow.build import splits as plan_of
 from dataflow.readers import Split
+from dataflow.roots import Roots
 from pipelines.recipe import describe, key
 from pipelines.step import Place, Progress, alone, cluster, each, finished
 
@@ -87,9 +89,10 @@ def inputs(corpus: Corpus, place: Place) -> Inputs:
     files = tuple(corpus.source.files(folder))
     sizes, times = [], []
     for file in files:
-        status = (folder / file).stat()
-        sizes.append(status.st_size)
-        times.append(status.st_mtime_ns)
+        sound = place.roots.unreadable(corpus.source.name, file) is None  # else the ledger says why not
+        status = (folder / file).stat() if sound else None
+        sizes.append(status.st_size if status else 0)
+        times.append(status.st_mtime_ns if status else 0)
     listing = [list(entry) for entry in zip(files, sizes, times, strict=True)]
     return Inputs(files=files, sizes=tuple(sizes), times=tuple(times), key=key([corpus.recipe_key(), listing]))
 
@@ -217,9 +220,9 @@ def check(corpus: Corpus, place: Place, *, rows: int) -> Checked:
     progress = Progress(f"{corpus.name} (check)", rows, "rows")
     for file in files:
         if corpus.shards == "adopted":
-            adopt.plan(folder, file, corpus.source)
+            adopt.plan(place.roots, file, corpus.source)
         part = 0.0
-        splits = readers.splits(folder, file, size)
+        splits = plan_of(place.roots, corpus.source.name, file, size)
         for number, split in enumerate(islice(splits, math.ceil(share / size))):
             records, read = job.preview(split, number)
             ledger += read
@@ -245,7 +248,7 @@ def _job(corpus: Corpus, place: Place, *, earlier: dict[str, str]) -> ShardJob:
 
 def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, rehash: bool) -> None:
     source_folder = place.roots.source(corpus.source.name)
-    plan = _plan(corpus, source_folder, found, work)
+    plan = _plan(corpus, place, found, work)
     job = _job(corpus, place, earlier={} if rehash else _earlier(corpus, place))
     todo = [(split, number) for number, split in enumerate(plan) if not receipt_path(work, number).is_file()]
     progress = Progress(f"{work.name}", len(todo), "shards")
@@ -275,23 +278,23 @@ def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, re
     )
 
 
-def _plan(corpus: Corpus, source_folder: Path, found: Inputs, work: Path) -> list[Split]:
+def _plan(corpus: Corpus, place: Place, found: Inputs, work: Path) -> list[Split]:
     """The splits of all files, in order; made once per build and kept in the work folder."""
     path = work / ".plan.json"
     if not path.is_file():
         made: dict[str, list[Split]] = {}
         progress = Progress(f"{work.name} (plan)", len(found.files), "files")
-        for file, splits in each(_plan_task, (corpus, str(source_folder)), found.files, progress):
+        for file, splits in each(_plan_task, (corpus, place.roots), found.files, progress):
             made[file] = splits
         write_atomically(path, json.dumps([asdict(s) for file in found.files for s in made[file]]).encode())
     return [Split(**fields) for fields in json.loads(path.read_bytes())]
 
 
-def _plan_task(shared: tuple[Corpus, str], file: str) -> tuple[str, list[Split]]:
-    corpus, folder = shared[0], Path(shared[1])
+def _plan_task(shared: tuple[Corpus, Roots], file: str) -> tuple[str, list[Split]]:
+    corpus, roots = shared
     if corpus.shards == "adopted":
-        return file, adopt.plan(folder, file, corpus.source)
-    return file, list(readers.splits(folder, file, corpus.rows_per_shard))
+        return file, adopt.plan(roots, file, corpus.source)
+    return file, list(plan_of(roots, corpus.source.name, file, corpus.rows_per_shard))
 
 
 def _shard_task(shared: tuple[ShardJob, str, str], task: tuple[Split, int]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dataflow import adopt, index, readers
-from dataflow.build import ShardJob, read_receipt, receipt_path
+from dataflow import adopt, index
+from dataflow.build import ShardJob, read_receipt, receipt_path, splits
 from dataflow.index import BuiltCorpus
 from dataflow.roots import Roots
 
@@ -32,9 +32,9 @@ def build(
     home = roots.source(source.name)
     files = source.files(home)
     if adopted:
-        plan = [split for file in files for split in adopt.plan(home, file, source)]
+        plan = [split for file in files for split in adopt.plan(roots, file, source)]
     else:
-        plan = [split for file in files for split in readers.splits(home, file, rows)]
+        plan = [split for file in files for split in splits(roots, source.name, file, rows)]
     for number, split in enumerate(plan):
         if adopted:
             adopt.adopt(job, split, number, folder)

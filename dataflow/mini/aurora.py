@@ -87,7 +87,7 @@ def _drawing(folder: Path, number: int, material: Material) -> Row:
 Spot = tuple[Image.Image, tuple[int, int]]  # a shape in RGBA, left and top of where it lies
 
 
-def _closer(spots: list[Spot], names: list[str], name: str) -> tuple[list[Spot], list[Spot], str]:
+def _closer(spots: list[Spot], names: list[str], _name: str) -> tuple[list[Spot], list[Spot], str]:
     """The first shape begins at the left edge and moves towards the second."""
     (first, (_, top)), second = spots
     nearer = (second[1][0] - first.width - 4, top)

@@ -3,7 +3,8 @@
 boards of cards on photographs -> visual_cot, vstar -> folders of the same names
 
 visual_cot/viscot_363k.json      one list; four turns; pictures in cot/easy_vqa, boxes are corners in pixels
-vstar/{GQA, negative}_data.json  lists; pictures in gqa/images, boxes are left, top, width, height in pixels
+vstar/{GQA, negative}_data.json  lists; pictures in gqa/images, boxes are left, top, width, height in pixels; a few rows
+                                 of either have no targets
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ WHERE = "Please provide the bounding box coordinate of the region that can help 
 FOCUS = "Additional visual information to focus on: "
 _NEGATIVE = 8  # one row of V* in so many is in negative_data.json
 _ABSENT = 4  # one of those in so many names no target
+_WHOLE = 12  # one of the others in so many names none either: its question is about the picture as a whole
 
 
 def _board(source: str, row: int, material: Material) -> tuple[list[Card], Board]:
@@ -104,6 +106,9 @@ def _vstar_row(folder: Path, row: int, rows: int, negative: bool, material: Mate
         missing = [color for color in COLORS if color not in {card.color for card in found}]
         shape, color = SHAPES[choose(name, "shape", 3)], missing[choose(name, "missing", len(missing))]
         question, answer = f"Where is the {color} {shape}?", f"There is no {color} {shape} in the picture."
+        return {"image": path, "conversations": conversations([(f"<image>\n{question}", answer)])}
+    if not negative and row % _WHOLE == 5:
+        question, answer = "How many cards lie on the photograph?", f"There are {len(found)}."
         return {"image": path, "conversations": conversations([(f"<image>\n{question}", answer)])}
     if negative:
         missing = [color for color in COLORS if color != found[0].color]

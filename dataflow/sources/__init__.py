@@ -16,6 +16,8 @@ from dataflow import readers  # its text() would be hidden by our module text
 from dataflow.media import Corrupt, picture
 from dataflow.record import Candidate, Media
 
+_NO_FILE = ("", "none", "nan", "null")  # cambrian/train/train_fsdp.py _has_image, cases folded
+
 
 class Read(Protocol):
     """The files that a row names, relative to its source's folder or by the name of a declared root first.
@@ -79,12 +81,20 @@ def matching(folder: Path, *patterns: str) -> list[str]:
     if not found:
         wanted = " or ".join(patterns)
         raise ValueError(f"{folder} holds no {wanted}: is this the corpus' own layout? docs/corpora.md has it")
-    for file in found:
+    return spelled(folder, found)
+
+
+def spelled(folder: Path, files: list[str]) -> list[str]:
+    """These files of a folder, once it is sure that a ledger can name them.
+
+    Raises: ValueError: a name is not UTF-8.
+    """
+    for file in files:
         try:
             file.encode()
         except UnicodeEncodeError:
             raise ValueError(f"{folder} holds {file!r}, a name that is not UTF-8: rename the file") from None
-    return found
+    return files
 
 
 def either(folder: Path, *layouts: str) -> list[str]:
@@ -139,6 +149,16 @@ def words(held: Any) -> str:
     if (place := found.find("\0")) >= 0:
         raise Corrupt(f"text holds a NUL, at character {place}")
     return found
+
+
+def named(field: Any) -> str:
+    """The path in a row's field; empty for every spelling of no file: None, NaN, '', 'None', 'nan', 'null'.
+
+    Raises:
+        Corrupt: a list, an object or bytes.
+    """
+    path = readers.text(field).strip()
+    return "" if path.lower() in _NO_FILE else path
 
 
 def parsed(data: bytes | str, name: str) -> Any:

@@ -31,15 +31,20 @@ _PARQUET = "data/train-*.parquet"
 class Aurora:
     """Each row becomes image_editing: picture and instruction ask, the edited picture answers.
 
-    parts: those read. Lists of other parts are no input; rows of other parts in the parquet are left out.
+    parts: those read. Lists of other parts are no input; rows of other parts in the parquet are left out, and those
+    that do not say which part they are of are corrupt.
     """
 
     name: str = "aurora"
     parts: tuple[str, ...] = ("ag", "kubric", "magicbrush", "something")  # MetaMorph's 169 k rows: all but something
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def files(self, folder: Path) -> list[str]:
-        """The lists of the parts that are there, or the parquet files."""
+        """The lists of the parts that are there, or the parquet files.
+
+        Raises:
+            ValueError: none of these parts is there, or there are both forms.
+        """
         lists = [f"data/{part}/train.json" for part in self.parts]
         there = [path for path in lists if (folder / path).is_file()]
         parquet = next(folder.glob(_PARQUET), None)
@@ -54,6 +59,8 @@ class Aurora:
         part = words(value.get("source"))  # of the parquet alone
         if part and part not in self.parts:
             raise LeftOut(f"part {part!r} is left out")
+        if not part and isinstance(value.get("input"), dict):
+            raise Corrupt(f"no source: the row may be of another part than {', '.join(self.parts)}")
         asked = value.get("instruction")
         instructions = [words(one).strip() for one in (asked if isinstance(asked, list) else [asked])]
         instruction = next(filter(None, instructions), None)

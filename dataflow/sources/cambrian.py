@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 
 from dataflow.media import Corrupt, LeftOut, picture
 from dataflow.record import Candidate
-from dataflow.sources import Read, matching
-from dataflow.sources.llava import conversation, named
+from dataflow.sources import Read, matching, named
+from dataflow.sources.llava import conversation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,7 @@ from dataflow.draw import draw
 from dataflow.media import Corrupt, Missing
 from dataflow.readers import text
 from dataflow.record import Candidate
-from dataflow.sources import Read, matching
-from dataflow.sources.llava import named
+from dataflow.sources import Read, matching, named
 
 _ENDINGS = ("mp4", "webm", "mkv")
 _SHORTEST = 1.0  # s of a segment that frames can come from
@@ -63,7 +62,7 @@ class HowTo100M:
     seconds: float = 30.0
     side: int = video.SIDE
     seed: int = 0  # of the choice of parts and questions
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("av",)
 
     def files(self, folder: Path) -> list[str]:

@@ -25,9 +25,8 @@ import yaml
 from dataflow.media import Corrupt, Media, picture
 from dataflow.readers import text
 from dataflow.record import Candidate, Image, Message, Role, Text
-from dataflow.sources import Read, matching, words
+from dataflow.sources import Read, matching, named, words
 
-_NO_FILE = ("", "none", "nan", "null")  # cambrian/train/train_fsdp.py _has_image, cases folded
 _ROLES: dict[str, Role] = {
     "human": "user",
     "user": "user",
@@ -71,16 +70,6 @@ class Llava:
         media = tuple(_pictures(value.get("image"), read) or _pictures(value.get("images"), read))
         messages = conversation(value.get("conversations"), pictures=len(media))
         yield Candidate(task="image_qa" if media else "text_qa", messages=messages, media=media)
-
-
-def named(field: Any) -> str:
-    """The path in a row's field; empty for every spelling of no file: None, NaN, '', 'None', 'nan', 'null'.
-
-    Raises:
-        Corrupt: a list, an object or bytes.
-    """
-    path = text(field).strip()
-    return "" if path.lower() in _NO_FILE else path
 
 
 def conversation(turns: Any, *, pictures: int) -> tuple[Message, ...]:

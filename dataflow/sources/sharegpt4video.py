@@ -26,8 +26,7 @@ from dataflow.draw import draw
 from dataflow.media import Corrupt, Missing
 from dataflow.readers import text
 from dataflow.record import Candidate, Image, Message, Text
-from dataflow.sources import Read, matching, words
-from dataflow.sources.llava import named
+from dataflow.sources import Read, matching, named, words
 
 _WHOLE = "-1"  # idx of the caption of the whole clip
 _CLOCK = re.compile(r"(?:(\d+):)?(?:(\d+):)?(\d+(?:\.\d+)?)")  # 12.5, 0:12.5, 0:00:12.5

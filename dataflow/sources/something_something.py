@@ -20,8 +20,7 @@ from typing import Any, ClassVar
 from dataflow import frame_prediction, video
 from dataflow.media import Corrupt
 from dataflow.record import Candidate
-from dataflow.sources import Read, matching
-from dataflow.sources.llava import named
+from dataflow.sources import Read, matching, named
 
 _LISTS = ("train", "validation", "test")
 _OLDER = "something-something-v2-"
@@ -40,7 +39,7 @@ class SomethingSomething:
     seconds: float = 60.0  # ten times the longest clip
     side: int = video.SIDE
     seed: int = 0  # of the choice of questions
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("av",)
 
     def files(self, folder: Path) -> list[str]:

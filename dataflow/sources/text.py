@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 
 from dataflow.media import Corrupt
 from dataflow.record import Candidate, Message, Text
-from dataflow.sources import Read, matching, words
+from dataflow.sources import Read, matching, spelled, words
 
-_ROWS = ("**/*.jsonl", "**/*.parquet", "**/*.txt")
+_ENDINGS = (".jsonl", ".parquet", ".txt")
 _PACKED = (".gz", ".zst", ".xz", ".bz2", ".zip")
 
 
@@ -33,18 +33,18 @@ class TextDocuments:
     version: ClassVar[int] = 1
 
     def files(self, folder: Path) -> list[str]:
-        """The files of all three kinds.
+        """The files of all three kinds; none in a hidden folder.
 
         Raises:
-            ValueError: there is none, or one is packed.
+            ValueError: there is none, one is packed, or a folder is a link, which may lead anywhere.
         """
-        found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix in _PACKED)
-        packed = sorted(path.as_posix() for path in found if not path.as_posix().startswith("."))
-        if packed:
+        held = sorted(path.relative_to(folder).as_posix() for path in _within(folder))
+        if packed := [file for file in held if file.endswith(_PACKED)]:
             raise ValueError(
                 f"{folder} holds {len(packed)} packed files, {packed[0]} first: unpack them or move them away"
             )
-        return matching(folder, *_ROWS)
+        found = [file for file in held if file.endswith(_ENDINGS)]
+        return spelled(folder, found) if found else matching(folder, *(f"**/*{ending}" for ending in _ENDINGS))
 
     def candidates(self, value: dict[str, Any], key: str, read: Read) -> Iterator[Candidate]:
         """One candidate per row."""
@@ -54,3 +54,16 @@ class TextDocuments:
         if not document.strip():
             raise Corrupt(f"{self.column} is empty")
         yield Candidate(task="text_document", messages=(Message("assistant", (Text(document),)),))
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    """The files under a folder, none hidden."""
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            yield path
+        elif path.is_symlink():
+            raise ValueError(f"{path} is a link to a folder: put the files there, or place them by --data text=DIR")
+        else:
+            yield from _within(path)

@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 from dataflow import video
 from dataflow.media import Corrupt
 from dataflow.record import Candidate
-from dataflow.sources import Read, matching, words
-from dataflow.sources.llava import conversation, named
+from dataflow.sources import Read, matching, named, words
+from dataflow.sources.llava import conversation
 
 _PATHS = ("video", "video_path", "image")  # where rows name the clip: the trainer's, the generator's, MetaMorph's key
 _CLIP, _PICTURE = "<video>", "<image>"

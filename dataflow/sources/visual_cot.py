@@ -28,8 +28,7 @@ from typing import Any, ClassVar
 from dataflow.draw import draw
 from dataflow.media import Box, Corrupt, coordinates, picture, region
 from dataflow.record import Candidate, Image, Message, Text
-from dataflow.sources import Read, matching, words
-from dataflow.sources.llava import named
+from dataflow.sources import Read, matching, named, words
 
 # Upstream's two forms of the request, tools/convert_data_to_llava_format.py; MetaMorph cuts the question there too.
 _REQUEST = re.compile(r"Please (?:think step by step and )?provide the bounding box coordinate of")

@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 from dataflow.draw import draw
 from dataflow.media import Box, Corrupt, LeftOut, boxed, coordinates, picture
 from dataflow.record import Candidate, Image, Message, Text
-from dataflow.sources import Read, matching, words
-from dataflow.sources.llava import conversation, named
+from dataflow.sources import Read, matching, named, words
+from dataflow.sources.llava import conversation
 
 _FOCUS = re.compile(r"Additional visual information to focus on:\s*(?:<object>\s*[;,.]?\s*)*")
 _OBJECT = "<object>"

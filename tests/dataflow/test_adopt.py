@@ -103,21 +103,21 @@ def test_a_tar_that_is_cut_off_or_empty_is_not_adopted(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"cut.tar cannot be adopted: archive is cut off or broken.*; leave it out, or"
     ):
-        adopt.plan(tmp_path, "cut.tar", MetaClip())
+        adopt.plan(Roots(named={"metaclip": tmp_path}), "cut.tar", MetaClip())
     (tmp_path / "empty.tar").write_bytes(tar())
     with pytest.raises(ValueError, match=r"empty.tar cannot be adopted: it must hold 1 to 10000 samples"):
-        adopt.plan(tmp_path, "empty.tar", MetaClip())
+        adopt.plan(Roots(named={"metaclip": tmp_path}), "empty.tar", MetaClip())
     with pytest.raises(
         ValueError, match=r"rows.jsonl: only tars are adopted; build this corpus without shards=adopted"
     ):
-        adopt.plan(tmp_path, "rows.jsonl", MetaClip())
+        adopt.plan(Roots(named={"metaclip": tmp_path}), "rows.jsonl", MetaClip())
 
 
 def test_a_tar_of_too_many_samples_is_not_adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adopt, "MOST", 2)
     (tmp_path / "a.tar").write_bytes(tar(*pairs(3)))
     with pytest.raises(ValueError, match=r"it must hold 1 to 2 samples"):
-        adopt.plan(tmp_path, "a.tar", MetaClip())
+        adopt.plan(Roots(named={"metaclip": tmp_path}), "a.tar", MetaClip())
 
 
 def test_the_source_of_an_adopted_corpus_must_be_the_one_it_was() -> None:
@@ -138,7 +138,7 @@ def test_a_source_from_elsewhere_is_refused_before_anything_is_made(tmp_path: Pa
 
     (tmp_path / "a.tar").write_bytes(tar(*pairs(3)))
     with pytest.raises(ValueError, match=r"test_adopt:.*Mine is no source of dataflow.sources.*without shards=adopted"):
-        adopt.plan(tmp_path, "a.tar", Mine())
+        adopt.plan(Roots(named={"metaclip": tmp_path}), "a.tar", Mine())
 
 
 def test_pictures_that_another_library_would_encode_otherwise_are_told(data: Path, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 
 import pytest
 from PIL import Image as Pixels
-from upstream import BUS, ORCA, edits, file, jpeg, jsonl, metaclip_json, photo, png_header, tar
+from upstream import BUS, ORCA, Build, edits, file, jpeg, jsonl, metaclip_json, photo, png_header, tar
 
-from dataflow import readers, shards
+from dataflow import index, readers, shards
 from dataflow.build import LedgerRow, ShardJob, read_receipt, receipt_path, write_atomically
 from dataflow.filters import MaxText, MinSide
 from dataflow.media import Corrupt, picture
@@ -28,6 +28,7 @@ from dataflow.sources import Read, matching
 from dataflow.sources.cambrian import Cambrian
 from dataflow.sources.instruct_pix2pix import InstructPix2Pix
 from dataflow.sources.metaclip import MetaClip
+from dataflow.sources.text import TextDocuments
 
 
 def shown(image: Any, **more: Any) -> dict[str, Any]:
@@ -473,3 +474,50 @@ def test_a_reason_is_printable_whatever_the_row_puts_into_it(data: Path) -> None
     (data / "cambrian/jsons/a.jsonl").write_bytes(jsonl({"id": "a\u202eb \ud83d\n\0 猫"}))
     _, ledger = preview(job(Echo(listing=("jsons/a.jsonl",)), data))
     assert ledger[0].reason == r"a\u202eb \ud83d \x00 猫"
+
+
+# --- input files that are not what they seem
+
+
+def test_an_input_file_outside_the_declared_folders_is_never_read(tmp_path: Path, build: Build) -> None:
+    home, secret = tmp_path / "data/text", tmp_path / "secret"
+    (home / "deep").mkdir(parents=True)
+    secret.mkdir()
+    for name in ("a.txt", "b.jsonl", "folder/c.txt"):
+        (secret / name).parent.mkdir(exist_ok=True)
+        (secret / name).write_text('{"text": "SECRET"}\n')
+    (home / "evil.txt").symlink_to(secret / "a.txt")
+    (home / "evil.jsonl").symlink_to(secret / "b.jsonl")
+    (home / "deep/linked.txt").symlink_to(home / "good.txt")  # inside: followed
+    (home / "good.txt").write_text("a document\n")
+    corpus = build(TextDocuments())
+    assert corpus.manifest["counts"]["kept"] == 2
+    assert b"SECRET" not in b"".join(path.read_bytes() for path in corpus.folder.glob("*.tar"))
+    reasons = {drop.example.reason for drop in index.drops(corpus.folder)}
+    assert reasons == {"file is a link that leaves the declared folders: admit it by --data NAME=DIR of where it ends"}
+
+
+def test_input_files_that_are_no_plain_files_are_rows_that_say_so(tmp_path: Path, build: Build) -> None:
+    home = tmp_path / "data/text"
+    home.mkdir(parents=True)
+    (home / "good.txt").write_text("a document\n")
+    os.mkfifo(home / "fifo.jsonl")
+    (home / "folder.jsonl").mkdir()
+    (home / "zero.jsonl").symlink_to("/dev/zero")
+    (home / "gone.jsonl").symlink_to(home / "nowhere")
+    (home / "circle.jsonl").symlink_to(home / "circle.jsonl")
+    corpus = build(TextDocuments())
+    assert (corpus.manifest["counts"]["kept"], corpus.manifest["counts"]["corrupt"]) == (1, 4)
+
+
+def test_a_job_reads_no_file_that_became_a_link_after_it_was_planned(tmp_path: Path) -> None:
+    home = tmp_path / "data/text"
+    home.mkdir(parents=True)
+    (home / "a.txt").write_text("a document\n")
+    (tmp_path / "secret.txt").write_text("SECRET NOTE\n")
+    task = job(TextDocuments(), tmp_path / "data")
+    (split,) = plan(task, 10)
+    (home / "a.txt").unlink()
+    (home / "a.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(ValueError, match="leaves the declared folders"):
+        task.preview(split, 0)

@@ -236,6 +236,13 @@ def test_one_part_of_aurora_can_be_asked_for(tmp_path: Path) -> None:
     ]
 
 
+def test_a_part_of_aurora_that_is_not_there_is_no_reason_to_read_another(tmp_path: Path) -> None:
+    lay(tmp_path, **{"data/ag/train.json": []})
+    assert Aurora(parts=("ag", "magicbrush")).files(tmp_path) == ["data/ag/train.json"]
+    with pytest.raises(ValueError, match=r"holds no data/magicbrush/train\.json"):
+        Aurora(parts=("magicbrush",)).files(tmp_path)
+
+
 def test_aurora_s_parquet_form_is_read_too(tmp_path: Path, build: Build) -> None:
     rows = [
         {
@@ -245,6 +252,7 @@ def test_aurora_s_parquet_form_is_read_too(tmp_path: Path, build: Build) -> None
             "source": "ag",
         },
         {"input": {"bytes": CAT, "path": None}, "output": None, "instruction": "turn it", "source": "kubric"},
+        {"input": {"bytes": CAT}, "output": {"bytes": TURNED}, "instruction": "turn it", "source": None},
     ]
     name = "data/train-00042-of-00093.parquet"
     kinds = {"input": CELL, "output": CELL, "instruction": pa.string(), "source": pa.string()}
@@ -257,6 +265,7 @@ def test_aurora_s_parquet_form_is_read_too(tmp_path: Path, build: Build) -> None
     assert [row[2:] for row in ledger(some)] == [
         ("filtered", "part 'ag' is left out"),
         ("corrupt", "no output: the row names no picture there"),
+        ("corrupt", "no source: the row may be of another part than magicbrush, kubric"),
     ]
     lay(tmp_path / "data/aurora", **{"data/ag/train.json": [AG]})
     with pytest.raises(ValueError, match="forms of the same rows"):

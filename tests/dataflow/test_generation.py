@@ -398,7 +398,20 @@ def test_documents_are_found_however_deep_they_lie_and_not_in_hidden_folders(tmp
     for name in ("data/CC-MAIN-2024-10/train-0.parquet", "a.jsonl", ".cache/huggingface/b.jsonl", "c/.git/d.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
+    (tmp_path / "c/.git/objects.zip").write_bytes(b"")
     assert TextDocuments().files(tmp_path) == ["a.jsonl", "data/CC-MAIN-2024-10/train-0.parquet"]
+
+
+def test_a_linked_folder_of_documents_is_refused_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "text/deep").mkdir(parents=True)
+    (tmp_path / "text/deep/up").symlink_to("/")
+    with pytest.raises(ValueError, match=r"deep/up is a link to a folder: put the files there, or place them by"):
+        TextDocuments().files(tmp_path / "text")
+
+
+def test_a_folder_without_documents_says_what_it_would_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no \*\*/\*\.jsonl or"):
+        TextDocuments().files(tmp_path)
 
 
 @pytest.mark.parametrize("packed", ["c4-train.00000-of-01024.json.gz", "en/part.jsonl.zst"])

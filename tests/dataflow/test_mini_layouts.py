@@ -327,6 +327,7 @@ def test_vstar_boxes_are_left_top_width_height_and_its_answers_hold(corpora: Pat
     negative = json.loads((corpora / "vstar/negative_data.json").read_text())
     assert (len(rows), len(negative)) == (132, 18)
     assert {"target_instances" in row for row in negative} == {True, False}
+    assert [number for number, row in enumerate(rows) if "target_instances" not in row] == [*range(5, 132, 12)]
     wrong, kinds = dict[int, str](), Counter[str]()
     for number, row in enumerate([*rows, *negative]):
         image = _image((corpora / "vstar" / row["image"]).read_bytes())

@@ -598,3 +598,25 @@ def test_reading_a_tar_split_holds_one_sample_at_a_time(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("claimed", [0, 10, 39, 41, -1, 2**31, 2**62])
+def test_a_footer_that_miscounts_its_rows_loses_none_unseen(tmp_path: Path, claimed: int) -> None:
+    """The count is a zigzag varint in the footer: 40 is one byte, another count has as many as it takes."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"document {number}" for number in range(40)]}), path, row_group_size=20)
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[-8:-4], "little")
+    footer = whole[-8 - size : -8]
+    zigzag, digits = (claimed << 1) ^ (claimed >> 63), b""
+    while True:
+        zigzag, low = zigzag >> 7, zigzag & 0x7F
+        digits += bytes([low | (0x80 if zigzag else 0)])
+        if not zigzag:
+            break
+    place = footer.index(b"\x16\x50")  # field of type i64, 40
+    changed = footer[: place + 1] + digits + footer[place + 2 :]
+    path.write_bytes(whole[: -8 - size] + changed + len(changed).to_bytes(4, "little") + b"PAR1")
+    found = read(tmp_path, "a.parquet", 1000)
+    assert list(problems(found)) == [0]
+    assert share(tmp_path, next(splits(tmp_path, "a.parquet", 5))) == 1.0

@@ -15,10 +15,10 @@ from upstream import BUS, ORCA, Build, edits, file, jpeg, jsonl, metaclip_json, 
 from dataflow.media import Corrupt, LeftOut, picture
 from dataflow.readers import rows, splits
 from dataflow.record import Candidate, Image, Message, Text
-from dataflow.sources import matching
+from dataflow.sources import matching, named
 from dataflow.sources.cambrian import Cambrian
 from dataflow.sources.instruct_pix2pix import InstructPix2Pix
-from dataflow.sources.llava import Llava, conversation, named
+from dataflow.sources.llava import Llava, conversation
 from dataflow.sources.metaclip import MetaClip
 
 CAT = jpeg()
