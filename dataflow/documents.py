@@ -73,8 +73,10 @@ def _spans(data: mmap.mmap) -> Iterator[tuple[int, int, int]]:
                     level, number = 1, number + 1
             depth -= 1
             if depth == 0:
-                if rest := data[at + 1 : at + 1001].strip():
-                    follows = f"{rest[:20]!r} follows: it is broken, two files in one, or JSON lines to be named .jsonl"
+                if not _blank(data, at + 1, len(data)):
+                    begins = _BLANK.match(data, at + 1).end()  # type: ignore[union-attr]
+                    rest = data[begins : begins + 20].strip()
+                    follows = f"{rest!r} follows: it is broken, two files in one, or JSON lines to be named .jsonl"
                     raise Broken(f"document ends at byte {at + 1} and {follows}")
                 return
     if root is None:

@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 import re
+import tarfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -202,6 +203,9 @@ def verify(folder: Path) -> Iterator[tuple[str, str | None]]:
         promised[shard["name"]] = shard["sha256"]
         promised[shard["name"] + ".idx"] = shard["idx_sha256"]
     for name, digest in sorted(promised.items()):
+        if name != Path(name).name:
+            yield "manifest.json", f"names a file elsewhere, {name!r}"
+            continue
         path = folder / name
         if not path.is_file():
             yield name, "is missing"
@@ -287,7 +291,7 @@ class BuiltCorpus:
                 return shards.read(data, key)
             lineage = Lineage(file=self.manifest["inputs"][shard]["file"], row=int(key[-4:]))
             return adopt.read(data, key, lineage, self._adopted)
-        except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OSError, tarfile.TarError) as error:
             raise ValueError(
                 f"record {key} cannot be read from {self.folder / shards.name(shard)} ({error}): "
                 f"run interlace verify {self.folder}"

@@ -17,7 +17,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import signal
 import tarfile
 from collections.abc import Callable, Iterator
@@ -31,15 +30,16 @@ import pyarrow.parquet as pq
 from dataflow import documents
 from dataflow.media import POINTER, Corrupt, summary
 
-_SAMPLE = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: key and extension of a member
 _CHUNK = 1 << 20  # bytes read at a time when counting lines and hashing
 _BATCH = 64  # parquet rows decoded at a time; they hold pictures
 _MAX_MEMBER = 1 << 30  # bytes of a tar member; over any sound picture or caption
 _LONGEST_LINE = 1 << 18  # bytes looked at to tell lines from a document
+_MOST = 1 << 28  # bytes of a line or item, and of a split of them: it is held in memory
 _MAX_FIELD = 1 << 24  # characters of a CSV field
 _BOM = b"\xef\xbb\xbf"
 # What tarfile raises on headers that lie about themselves, sizes beyond 2**63 included.
-_BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError)
+_BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, IndexError, RecursionError, MemoryError)
+_OVERRIDES = {"path", "linkpath", "size"}  # what a global header could say of every member after it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,24 +153,37 @@ def _hash(stream: BinaryIO, first: int, end: int, digest: Any) -> None:
 def _line_splits(path: Path, file: str, size: int) -> Iterator[Split]:
     """Lines, `size` numbers at a time; the header line of a table belongs to no split."""
     header = path.suffix.lower() in _DELIMITERS
-    first = line = offset = place = 0
-    open_end = False
+    first = line = 0  # numbers: of the split's first line, of lines that have ended
+    offset = start = place = 0  # bytes: where the split begins, the line, the chunk
+
+    def ended(end: int) -> Iterator[Split]:
+        """A line ends before this byte: what is full by that."""
+        nonlocal first, offset, line, start
+        if end - start > _MOST:
+            if line > first:
+                yield Split(file=file, first=first, rows=line - first, offset=offset, end=start)
+            problem = f"line is {end - start} bytes, over {_MOST}"
+            yield Split(file=file, first=line, rows=1, problem=problem)
+            first, offset = line + 1, end
+        elif line + 1 - first == size or end - offset > _MOST:
+            yield Split(file=file, first=first, rows=line + 1 - first, offset=offset, end=end)
+            first, offset = line + 1, end
+        line, start = line + 1, end
+
     with path.open("rb") as stream:
         if header:
-            offset = place = len(stream.readline())
+            offset = start = place = len(stream.readline(_LONGEST_LINE))
             first = line = 1
         while chunk := stream.read(_CHUNK):
-            open_end = not chunk.endswith(b"\n")  # the last line of a file may lack its line end
             at = chunk.find(b"\n")
             while at >= 0:
-                line += 1
-                if line - first == size:
-                    yield Split(file=file, first=first, rows=size, offset=offset, end=place + at + 1)
-                    first, offset = line, place + at + 1
+                yield from ended(place + at + 1)
                 at = chunk.find(b"\n", at + 1)
             place += len(chunk)
-    if place > offset:
-        yield Split(file=file, first=first, rows=line - first + open_end, offset=offset, end=place)
+    if place > start:  # the last line of a file may lack its line end
+        yield from ended(place)
+    if line > first:
+        yield Split(file=file, first=first, rows=line - first, offset=offset, end=place)
 
 
 def _lines(data: bytes, split: Split) -> Iterator[tuple[int, bytes]]:
@@ -254,9 +267,14 @@ def _document_splits(path: Path, file: str, size: int) -> Iterator[Split]:
     problem = None
     try:
         for start, stop, number in documents.spans(path):
-            if count and (count == size or number != last):
+            if count and (count == size or number != last or stop - offset > _MOST):
                 yield Split(file=file, first=first, rows=count, offset=offset, end=end)
                 first, count = first + count, 0
+            if stop - start > _MOST:
+                problem_of = f"item is {stop - start} bytes, over {_MOST}"
+                yield Split(file=file, first=first, rows=1, problem=problem_of)
+                first += 1
+                continue
             if not count:
                 offset, last = start, number
             count, end = count + 1, stop
@@ -412,6 +430,10 @@ def _tar_splits(path: Path, file: str, size: int) -> Iterator[Split]:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as archive:
                 while member := archive.next():
+                    if archive.pax_headers.keys() & _OVERRIDES:
+                        problem = "archive has a global header that renames its members: rows after it are not read"
+                        end = member.offset
+                        break
                     key = _sample_key(member.name)
                     if key != last:
                         starts.append(member.offset)
@@ -419,14 +441,17 @@ def _tar_splits(path: Path, file: str, size: int) -> Iterator[Split]:
                     if not _fits(member, archive, total):
                         raise tarfile.ReadError("unexpected end of data")
                     archive.members.clear()  # type: ignore[attr-defined] # else it remembers every header
-                end = archive.offset  # type: ignore[attr-defined]
+                else:
+                    end = archive.offset  # type: ignore[attr-defined]
         except _BROKEN_TAR as error:
             problem = f"archive is cut off or broken: {summary(error)}"
             end = total
         else:
             stream.seek(end)
-            if stream.read(512) != bytes(512):
+            if problem is None and stream.read(512) != bytes(512):
                 problem = f"archive has no end mark at byte {end}: it is cut off or broken, rows after it are missing"
+            elif problem is None and any(chunk.strip(b"\0") for chunk in iter(lambda: stream.read(_CHUNK), b"")):
+                problem = "archive goes on after its end mark, as joined archives do: rows after it are not read"
     for first in range(0, len(starts), size):
         count = min(size, len(starts) - first)
         stop = starts[first + count] if first + count < len(starts) else end
@@ -469,19 +494,20 @@ def samples(stream: BinaryIO, split: Split, total: int) -> Iterator[Row]:
 
 def _take(member: tarfile.TarInfo, stream: BinaryIO, end: int, value: dict[str, Any]) -> str | None:
     """Put a member's bytes into its sample, or say why not."""
-    match = _SAMPLE.match(member.name)
+    named = _sample(member.name)
     if not member.isreg() or member.issparse():
         return f"member {member.name!r} is a link or folder, not a plain file"
-    if match is None:
+    if named is None:
         return f"member {member.name!r} has no extension"
-    if match[2].lower() in value:
+    extension = named[1].lower()
+    if extension in value:
         return f"two members {member.name!r} in one sample"
     if not 0 <= member.size <= end - member.offset_data:
         return f"archive ends inside member {member.name!r}"
     if member.size > _MAX_MEMBER:
         return f"member {member.name!r} is {member.size} bytes, over {_MAX_MEMBER}"
     stream.seek(member.offset_data)
-    value[match[2].lower()] = stream.read(member.size)
+    value[extension] = stream.read(member.size)
     return None
 
 
@@ -499,8 +525,20 @@ def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 
 def _sample_key(name: str) -> str:
-    match = _SAMPLE.match(name)
-    return match[1] if match else name
+    named = _sample(name)
+    return named[0] if named else name
+
+
+def _sample(name: str) -> tuple[str, str] | None:
+    """Key and extension of a member, None if it has none: webdataset's `^((?:.*/|)[^.]+)[.]([^/]*)$` in linear time."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not dot:
+        return None
+    if stem:
+        return f"{folder}{slash}{stem}", extension
+    # Of `dir/.x` the expression makes the key `dir/`, where the last folder has no dot.
+    return (f"{folder}{slash}", extension) if slash and "." not in folder.rpartition("/")[2] else None
 
 
 def text(value: Any) -> str:

@@ -12,6 +12,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,8 @@ from dataflow.media import Corrupt, Missing, summary
 MAX_BYTES = 1 << 30  # of a file that a row names; over any sound picture or caption; clips are opened, not read whole
 # What zipfile raises on archives that lie about themselves: an unknown method, a password, a bad checksum.
 _BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error, struct.error)
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what zipfile unpacks no further than it is asked to
+_ARCHIVES = 16  # kept open at a time
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR)
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)  # what a row can bring about; the rest is the disk's
@@ -185,12 +188,15 @@ class Files:
         place = self.roots.find(self.source, path)
         if not place.is_dir():
             raise Corrupt(f"{_shown(path)} is no folder")
-        return sorted(entry.name for entry in os.scandir(place) if entry.is_file() and not entry.name.startswith("."))
+        entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
+        return sorted(entry.name for entry in entries if os.path.isfile(entry.path))
 
     def member(self, archive: str, path: str) -> bytes:
         """The bytes of a member of a zip archive, by its name there; at most `MAX_BYTES`, whatever its header says."""
         if archive not in self._archives:
             place, _ = self._file(archive)
+            if len(self._archives) >= _ARCHIVES:
+                self._archives.popitem(last=False)[1].close()
             try:
                 self._archives[archive] = zipfile.ZipFile(place)
             except _BROKEN_ZIP as error:
@@ -198,10 +204,14 @@ class Files:
         opened = self._archives[archive]
         shown = f"member {_shown(path)} of {_shown(archive)}"
         try:
+            if opened.getinfo(path).compress_type not in _BOUNDED:
+                raise Corrupt(f"{shown} is packed by other means than deflate: pack the archive anew")
             with opened.open(path) as stream:
                 data = stream.read(MAX_BYTES + 1)
         except KeyError:
             raise Missing(f"{shown} is not there") from None
+        except Corrupt:
+            raise
         except _BROKEN_ZIP as error:
             raise Corrupt(f"{shown} does not read: {summary(error)}") from None
         except OSError as error:
@@ -221,8 +231,8 @@ class Files:
         return place, status
 
     @cached_property
-    def _archives(self) -> dict[str, zipfile.ZipFile]:
-        return {}
+    def _archives(self) -> OrderedDict[str, zipfile.ZipFile]:
+        return OrderedDict()
 
 
 def _shown(path: str) -> str:

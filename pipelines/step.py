@@ -137,25 +137,36 @@ def each(task: Callable[..., Result], shared: Any, items: Sequence[Item], progre
         what the task raised, as itself, without Ray's frames.
     """
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     remote: Any = ray.remote(num_cpus=1)(_undisturbed(task))
     handle = ray.put(shared)
     slots = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: list[Item] = list(reversed(items))
     running: list[Any] = []
+    given: dict[Any, Item] = {}
+    reference = None
     try:
         while waiting or running:
             while waiting and len(running) < slots:
-                running.append(remote.remote(handle, waiting.pop()))
+                item = waiting.pop()
+                running.append(remote.remote(handle, item))
+                given[running[-1]] = item
             ready, running = ray.wait(running, num_returns=1)
             for reference in ready:
                 result = ray.get(reference)
+                del given[reference]
                 progress.advance()
                 yield result
     except RayTaskError as error:
         cause = error.cause if isinstance(error.cause, BaseException) else error
         raise cause from None
+    except RayError as error:
+        item = " ".join(str(given.get(reference)).split())[:300]
+        raise ValueError(
+            f"a worker died over {item} ({type(error).__name__}), again when it was tried again: memory, perhaps; "
+            "the same command goes on from here, with fewer --workers it needs less"
+        ) from None
     finally:
         for reference in running:
             ray.cancel(reference, force=False)

@@ -97,6 +97,16 @@ def spelled(folder: Path, files: list[str]) -> list[str]:
     return files
 
 
+def over_zero(source: Any, *fields: str) -> None:
+    """Refuse a source whose numbers make no sense, where it is made.
+
+    Raises: ValueError: one of these fields is not over 0.
+    """
+    for field in fields:
+        if not getattr(source, field) > 0:
+            raise ValueError(f"{field}={getattr(source, field)} of {source.name}: it must be over 0")
+
+
 def either(folder: Path, *layouts: str) -> list[str]:
     """Files of a corpus that is published in several forms, of the one form that is there.
 

@@ -26,7 +26,7 @@ from dataflow.draw import draw
 from dataflow.media import Corrupt, Missing
 from dataflow.readers import text
 from dataflow.record import Candidate
-from dataflow.sources import Read, matching, named
+from dataflow.sources import Read, matching, named, over_zero
 
 _ENDINGS = ("mp4", "webm", "mkv")
 _SHORTEST = 1.0  # s of a segment that frames can come from
@@ -64,6 +64,9 @@ class HowTo100M:
     seed: int = 0  # of the choice of parts and questions
     version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("av",)
+
+    def __post_init__(self) -> None:
+        over_zero(self, "frames", "seconds", "side")
 
     def files(self, folder: Path) -> list[str]:
         """The list of videos, or the caption document."""

@@ -66,8 +66,10 @@ def _pairs(item: Any, read: Read) -> Iterator[Candidate | Corrupt]:
     instruction = words(fields.get("edit") if isinstance(fields, dict) else None).strip()
     if not instruction:
         raise Corrupt(f"{name} has no edit")
-    for seed in seeds:
+    for place, seed in enumerate(seeds):
         try:
+            if seed in seeds[:place]:
+                raise Corrupt(f"seed {seed!r} comes twice")
             pair = f"{prompt}/{_digits(seed, 'seed')}"
             yield edit(opened(read, f"{pair}_0.jpg"), instruction, opened(read, f"{pair}_1.jpg"))
         except Corrupt as problem:

@@ -22,11 +22,13 @@ from typing import Any, ClassVar
 
 import yaml
 
-from dataflow.media import Corrupt, Media, picture
+from dataflow.media import Corrupt, Media, picture, summary
 from dataflow.readers import text
 from dataflow.record import Candidate, Image, Message, Role, Text
 from dataflow.sources import Read, matching, named, words
 
+_MOST = 70  # pictures of a row: MetaMorph's trainer skips rows of more
+_LISTING = 1 << 20  # bytes of a YAML of parts
 _ROLES: dict[str, Role] = {
     "human": "user",
     "user": "user",
@@ -115,6 +117,8 @@ def _pictures(field: Any, read: Read) -> list[Media]:
     if not isinstance(field, list):
         data = _data(field, read)
         return [] if data is None else [picture(data)]
+    if len(field) > _MOST:
+        raise Corrupt(f"{len(field)} pictures in a row: over {_MOST}")
     held = []
     for index, cell in enumerate(field):
         data = _data(cell, read)
@@ -141,15 +145,23 @@ def _data(cell: Any, read: Read) -> bytes | None:
 
 def _parts(folder: Path, file: str) -> Iterator[str]:
     """The files that a YAML of parts lists, relative to the folder."""
+    path = folder / file
+    if not path.is_file() or path.stat().st_size > _LISTING:
+        raise ValueError(f"{file} is no file of at most {_LISTING} bytes: a list of parts is short")
     try:
-        listed = yaml.safe_load((folder / file).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it has aliases, which a list of parts does not need")
+        listed = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} is not YAML that can be read: {summary(error)}") from None
     parts = listed.get("datasets") if isinstance(listed, dict) else None
-    if not isinstance(parts, list) or not all(isinstance(part, dict) and part.get("json_path") for part in parts):
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and isinstance(part.get("json_path"), str) for part in parts
+    ):
         raise ValueError(f"{file} lists no parts: it needs `datasets:`, a list of entries with json_path")
     for part in parts:
-        path, strategy = str(part["json_path"]), str(part.get("sampling_strategy", "all"))
+        path, strategy = part["json_path"], str(part.get("sampling_strategy", "all"))
         if strategy != "all":
             raise ValueError(
                 f"{file} takes {strategy!r} of {path}: a corpus holds whole files; make this part a corpus of its own "

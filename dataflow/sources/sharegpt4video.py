@@ -26,7 +26,7 @@ from dataflow.draw import draw
 from dataflow.media import Corrupt, Missing
 from dataflow.readers import text
 from dataflow.record import Candidate, Image, Message, Text
-from dataflow.sources import Read, matching, named, words
+from dataflow.sources import Read, matching, named, over_zero, words
 
 _WHOLE = "-1"  # idx of the caption of the whole clip
 _CLOCK = re.compile(r"(?:(\d+):)?(?:(\d+):)?(\d+(?:\.\d+)?)")  # 12.5, 0:12.5, 0:00:12.5
@@ -52,6 +52,9 @@ class ShareGpt4Video:
     seed: int = 0  # of the request's wording
     version: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ("av",)
+
+    def __post_init__(self) -> None:
+        over_zero(self, "frames", "side")
 
     def files(self, folder: Path) -> list[str]:
         """The one file of rows."""

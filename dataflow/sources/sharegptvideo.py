@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from dataflow import video
 from dataflow.media import Corrupt, Missing
 from dataflow.record import Candidate, Media
-from dataflow.sources import Read, matching, opened
+from dataflow.sources import Read, matching, opened, over_zero
 from dataflow.sources.videostar import chat, clip
 
 _RATE = 2  # frames a second in the folders: llava_hound_dpo/inference/inference_utils.py
@@ -46,6 +46,9 @@ class ShareGptVideo:
     folders: tuple[str, ...] = ("train_300k", "train_600k")  # the first that holds the clip's frames is read
     frames: int = video.SECONDS
     version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        over_zero(self, "frames")
 
     def files(self, folder: Path) -> list[str]:
         """Those JSONL files that are there."""

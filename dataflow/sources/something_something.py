@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from dataflow import frame_prediction, video
 from dataflow.media import Corrupt
 from dataflow.record import Candidate
-from dataflow.sources import Read, matching, named
+from dataflow.sources import Read, matching, named, over_zero
 
 _LISTS = ("train", "validation", "test")
 _OLDER = "something-something-v2-"
@@ -41,6 +41,9 @@ class SomethingSomething:
     seed: int = 0  # of the choice of questions
     version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("av",)
+
+    def __post_init__(self) -> None:
+        over_zero(self, "frames", "seconds", "side")
 
     def files(self, folder: Path) -> list[str]:
         """Those lists that are there, each once."""

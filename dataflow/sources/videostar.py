@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from dataflow import video
 from dataflow.media import Corrupt
 from dataflow.record import Candidate
-from dataflow.sources import Read, matching, named, words
+from dataflow.sources import Read, matching, named, over_zero, words
 from dataflow.sources.llava import conversation
 
 _PATHS = ("video", "video_path", "image")  # where rows name the clip: the trainer's, the generator's, MetaMorph's key
@@ -40,6 +40,9 @@ class VideoStar:
     side: int = video.SIDE
     version: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ("av",)
+
+    def __post_init__(self) -> None:
+        over_zero(self, "frames", "side")
 
     def files(self, folder: Path) -> list[str]:
         """The documents."""

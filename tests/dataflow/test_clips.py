@@ -527,3 +527,13 @@ def test_a_folder_of_another_layout_is_refused(data: Path, name: str) -> None:
 def test_a_source_that_decodes_names_its_decoder() -> None:
     decoding = {name for name, source in SOURCES.items() if getattr(source, "libraries", ()) == ("av",)}
     assert decoding == set(SOURCES) - {"sharegptvideo"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [(VideoStar, "frames"), (ShareGptVideo, "frames"), (ShareGpt4Video, "side"), (HowTo100M, "seconds")],
+)
+@pytest.mark.parametrize("number", [0, -1])
+def test_numbers_without_sense_are_refused_where_a_source_is_made(kind: Any, field: str, number: int) -> None:
+    with pytest.raises(ValueError, match=rf"{field}={number} of {kind.name}: it must be over 0"):
+        kind(**{field: number})

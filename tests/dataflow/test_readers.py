@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
+import itertools
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -17,6 +20,7 @@ import pytest
 import webdataset as wds
 from upstream import edits, jpeg, jsonl, tar
 
+from dataflow import readers
 from dataflow.media import Corrupt
 from dataflow.readers import Row, rows, share, splits, text
 
@@ -620,3 +624,91 @@ def test_a_footer_that_miscounts_its_rows_loses_none_unseen(tmp_path: Path, clai
     found = read(tmp_path, "a.parquet", 1000)
     assert list(problems(found)) == [0]
     assert share(tmp_path, next(splits(tmp_path, "a.parquet", 5))) == 1.0
+
+
+# --- what attackers tried
+
+
+def test_key_and_extension_are_webdataset_s_in_linear_time() -> None:
+    rule = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+    for length in range(7):
+        for letters in itertools.product("a./", repeat=length):
+            name = "".join(letters)
+            match = rule.match(name)
+            assert readers._sample(name) == (match and (match[1], match[2])), name
+    assert readers._sample("/" * 1_000_000) is None  # the expression would take hours
+
+
+def header(kind: bytes, name: str, size: int) -> bytes:
+    """A tar header that says what it likes of what follows."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        header(tarfile.GNUTYPE_LONGNAME, "././@LongLink", 1 << 50),
+        header(tarfile.XHDTYPE, "x", 1 << 50),
+        header(tarfile.GNUTYPE_LONGNAME, "././@LongLink", 512) * 2 * 3000,
+    ],
+)
+def test_a_header_that_lies_costs_what_follows_it_and_no_more(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(tar(("a.jpeg", b"1"), end=False) + damage + bytes(1024))
+    found = same_at_every_size(tmp_path, "a.tar")
+    assert found[0].value == {"__key__": "a", "jpeg": b"1"}
+    assert len(found) == 2
+    assert "archive is cut off or broken" in (found[1].problem or "")
+
+
+def test_a_sparse_header_that_goes_on_after_the_end_is_named(tmp_path: Path) -> None:
+    sparse = bytearray(header(tarfile.GNUTYPE_SPARSE, "s.jpeg", 0))
+    sparse[482] = 1  # isextended: another block follows, and there is none
+    sparse[148:156] = b" " * 8
+    sparse[148:156] = b"%06o\0 " % sum(sparse)
+    (tmp_path / "a.tar").write_bytes(tar(("a.jpeg", b"1"), end=False) + bytes(sparse))
+    found = same_at_every_size(tmp_path, "a.tar")
+    assert found[0].value == {"__key__": "a", "jpeg": b"1"}
+    assert "archive is cut off or broken" in (found[-1].problem or "")
+
+
+def test_a_global_header_renames_no_member(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(
+        fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"path": "evil.jpeg"}
+    ) as archive:
+        info = tarfile.TarInfo("b.jpeg")
+        info.size = 1
+        archive.addfile(info, io.BytesIO(b"2"))
+    (tmp_path / "a.tar").write_bytes(tar(("a.jpeg", b"1"), end=False) + buffer.getvalue())
+    found = same_at_every_size(tmp_path, "a.tar")
+    assert [row.value for row in found] == [{"__key__": "a", "jpeg": b"1"}, None]
+    assert found[1].problem == "archive has a global header that renames its members: rows after it are not read"
+
+
+def test_joined_tars_say_that_the_second_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar(("a.jpeg", b"1")) + tar(("b.jpeg", b"2")))
+    found = same_at_every_size(tmp_path, "a.tar")
+    assert found[0].value == {"__key__": "a", "jpeg": b"1"}
+    assert found[1].problem == "archive goes on after its end mark, as joined archives do: rows after it are not read"
+
+
+def test_a_second_document_is_told_however_far_behind_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'[{"a": 1}]' + b" " * 5000 + b'[{"a": 2}]')
+    found = same_at_every_size(tmp_path, "a.json")
+    assert "document ends at byte 10 and b'[{\"a\": 2}]' follows" in (found[-1].problem or "")
+
+
+@pytest.mark.parametrize("file", ["a.jsonl", "a.json"])
+def test_a_row_too_long_to_hold_is_a_row_and_splits_stay_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    monkeypatch.setattr(readers, "_MOST", 100)
+    rows_ = [json.dumps({"n": number, "text": "x" * (200 if number in (3, 9) else 20)}) for number in range(10)]
+    (tmp_path / file).write_text("\n".join(rows_) if file == "a.jsonl" else "[" + ",\n".join(rows_) + "]")
+    found = same_at_every_size(tmp_path, file)
+    assert [row.number for row in found] == list(range(10))
+    assert list(problems(found)) == [3, 9]
+    assert "bytes, over 100" in (found[3].problem or "")
+    assert all(split.end - split.offset <= 200 for split in splits(tmp_path, file, 1000))

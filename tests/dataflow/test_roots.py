@@ -246,3 +246,27 @@ def test_zip_bombs_and_broken_zips_are_named(roots: Roots, data: Path, monkeypat
         files.member("cut.zip", "x.mp4")
     with pytest.raises(Corrupt, match=r"of 'damaged.zip' (does not read|is over)"):
         files.member("damaged.zip", "x.mp4")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_whose_unpacking_nothing_bounds_is_refused(roots: Roots, data: Path, method: int) -> None:
+    with zipfile.ZipFile(data / "cambrian/a.zip", "w", method) as archive:
+        archive.writestr("x.mp4", bytes(1 << 20))
+    with pytest.raises(Corrupt, match=r"packed by other means than deflate: pack the archive anew"):
+        roots.files("cambrian").member("a.zip", "x.mp4")
+
+
+def test_few_archives_are_open_at_a_time(roots: Roots, data: Path) -> None:
+    for number in range(40):
+        zipped(data / f"cambrian/{number}.zip", ("x.mp4", b"%d" % number))
+    files = roots.files("cambrian")
+    for number in (*range(40), 0):
+        assert files.member(f"{number}.zip", "x.mp4") == b"%d" % number
+    assert len(files._archives) <= 16
+
+
+def test_a_link_in_circles_in_a_folder_of_frames_stops_nothing(roots: Roots, data: Path) -> None:
+    (data / "cambrian/frames").mkdir()
+    (data / "cambrian/frames/b.jpg").symlink_to(data / "cambrian/frames/b.jpg")
+    (data / "cambrian/frames/a.jpg").write_bytes(b"")
+    assert roots.files("cambrian").names("frames") == ["a.jpg"]

@@ -298,6 +298,11 @@ def test_a_yaml_of_parts_gives_its_files_in_its_order(tmp_path: Path) -> None:
             "datasets: [{json_path: a.json}, {json_path: ./a.json}]",
             "a.json is listed 2 times: a corpus holds each file",
         ),
+        ("datasets: &a [{json_path: a.json}, {json_path: *a}]", "it has aliases, which a list of parts does not need"),
+        ('datasets: [{json_path: !!int ""}]', "mix.yaml is not YAML that can be read"),
+        ("datasets: [{json_path: !!timestamp x}]", "mix.yaml is not YAML that can be read"),
+        ("datasets: [{json_path: [a.json]}]", "lists no parts"),
+        (f"# {'x' * (1 << 20)}", "is no file of at most 1048576 bytes"),
         ("datasets: [{json_path: gone.json}]", "lists gone.json: no file of"),
         ("datasets: [{json_path: ../a.json}]", "lists ../a.json: no file of"),
         ("datasets: [{json_path: /etc/passwd}]", "lists /etc/passwd: no file of"),
@@ -483,3 +488,9 @@ def test_a_file_name_that_no_ledger_could_spell_is_refused(tmp_path: Path) -> No
     Path(str(tmp_path) + "/caf\udce9.tar").write_bytes(b"")  # a Latin-1 name
     with pytest.raises(ValueError, match="a name that is not UTF-8: rename the file"):
         matching(tmp_path, "*.tar")
+
+
+def test_a_row_of_a_thousand_times_one_picture_is_refused_before_any_is_read() -> None:
+    row = say(("human", "<image>" * 3000), ("gpt", "!"), image=["7"] * 3000)
+    with pytest.raises(Corrupt, match="3000 pictures in a row: over 70"):
+        list(Llava().candidates(row, "llava_000000000", shelf()))

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 
 from dataflow import index, readers
 from dataflow.build import receipt_path
@@ -23,7 +24,7 @@ from dataflow.roots import Roots
 from pipelines import corpus
 from pipelines.corpus import Corpus
 from pipelines.recipes import corpora
-from pipelines.step import Place, cluster
+from pipelines.step import Place, Progress, cluster, each
 
 GOLDEN = "f8258978fa1d58c3b088ca92e1688e08ec7243a1d14cc6114c9b89c85cd7247a"
 
@@ -242,3 +243,15 @@ def test_a_killed_driver_costs_nothing_and_the_bytes_are_the_same(tmp_path: Path
         os.killpg(driver.pid, signal.SIGKILL)
     after = corpus.build(_cambrian(), _place(tmp_path, world))
     assert _bytes(after) == _bytes(whole)
+
+
+def _die(shared: str, item: int) -> None:
+    if item == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_one_line_that_names_its_work() -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+    with pytest.raises(ValueError, match=r"a worker died over 2 \(\w+\), again when it was tried again") as told:
+        list(each(_die, "", [0, 1, 2, 3], Progress("dying", 4, "items")))
+    assert "\n" not in str(told.value)
