@@ -125,6 +125,11 @@ class Record:
         )
 
     @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of each picture, as its header says."""
+        return tuple((media.width, media.height) for media in self.media)
+
+    @property
     def text_length(self) -> int:
         """Characters of text in all turns."""
         return sum(len(part.text) for message in self.messages for part in message.parts if isinstance(part, Text))

@@ -1,48 +1,84 @@
 """What a trainer and an architecture say to each other: a `Batch` goes in, `Losses` come out.
 
-# B rows, N tokens of a row, P pictures of the whole batch, H = W pixels of a picture
+# B rows, N tokens of a row, P pictures of one view in the whole batch, K tiles of them all, h = w pixels of a tile
 
 An architecture is a config (`models/configs.py`) with
     tasks          what it learns from
     layout()       record -> Document, torch-free (`models/layout.py`)
+    seen, drawn    how pictures are cut for it (`models/views.py`); None where it has no such view
+    whole_pictures whether a drawn picture sees all of itself (`models/sequence.py`)
     build()        -> Architecture, below
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
+from models.layout import Answer as Kind
+from models.layout import Turns
+
 Draw = Callable[[str, int], torch.Generator]
-"""(purpose, picture 0..P-1) -> the generator of that draw: keyed by run seed, position and slot, never by rank."""
+"""(purpose, drawn picture 0..P-1) -> the generator of that draw: keyed by seed, position and slot, never by rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The pictures of one view, row after row and in a row from left to right.
+
+    pixels   float32[K, 3, h, w]  RGB in 0..1, the tiles of the first picture, then those of the second ...
+    tiles    int64[P]     how many of the K are each picture's
+    grid     int64[P, 2]  rows and columns of its tiles
+    size     int64[P, 2]  width and height in pixels before it was cut
+    row      int64[P]     the row it stands in
+    start    int64[P]     the place of its first token there
+    tokens   int64[P]     how many places it takes
+    answer   bool[P]      said by the assistant, so learned
+    followed bool[P]      text comes after it in its document
+    """
+
+    pixels: Tensor
+    tiles: Tensor
+    grid: Tensor
+    size: Tensor
+    row: Tensor
+    start: Tensor
+    tokens: Tensor
+    answer: Tensor
+    followed: Tensor
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def to(self, device: torch.device | str) -> Pictures:
+        """The same pictures on another device."""
+        return Pictures(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """A micro-batch of laid-out documents. Rows may hold several documents, one after the other.
 
-    ids       int64[B, N]        token ids; 0 at picture tokens and padding
-    document  int64[B, N]        1, 2, ... in order of the row's documents; 0 is padding
-    position  int64[B, N]        0, 1, ... inside each document
-    target    bool[B, N]         this id is learned: the hidden state before it predicts it
-    pictures  float32[P, 3, H, W]  RGB in 0..1
-    row       int64[P]           the row a picture stands in
-    start     int64[P]           the place of its first token there
-    answer    bool[P]            said by the assistant, so learned
+    ids        int64[B, N]  token ids; 0 at picture tokens and padding
+    document   int64[B, N]  1, 2, ... in order of the row's documents; 0 is padding
+    position   int64[B, N]  0, 1, ... inside each document
+    target     bool[B, N]   this id is learned: the hidden state before it predicts it
+    condition  bool[B, N]   what a drawn answer depends on and condition dropout may hide
+    seen       the pictures that are read;  drawn  those that are noised, painted or copied
     """
 
     ids: Tensor
     document: Tensor
     position: Tensor
     target: Tensor
-    pictures: Tensor
-    row: Tensor
-    start: Tensor
-    answer: Tensor
+    condition: Tensor
+    seen: Pictures
+    drawn: Pictures
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -59,10 +95,43 @@ class Losses:
     sums: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Care:
+    """How a parameter is trained: its learning rate as a multiple of the recipe's, and whether weights decay."""
+
+    rate: float = 1.0
+    decay: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How to answer. guidance, image_guidance: classifier-free, 1 is none; steps: of denoising; max_tokens: of text.
+
+    answer: "picture" is one picture, "text" has none, "free" is what the model decides.
+    """
+
+    answer: Kind = "free"
+    seed: int = 0
+    guidance: float = 2.0
+    image_guidance: float = 1.5
+    steps: int = 50
+    max_tokens: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What the assistant said, in order: text, and pictures as float32[3, H, W] in 0..1 on the CPU.
+
+    Of an architecture that predicts vision tokens, a picture is their float32[T, C]: another run paints it.
+    """
+
+    parts: tuple[str | Tensor, ...]
+
+
 class Architecture(Protocol):
     """Two modules and a list of what is summed.
 
-    encoder   the leaf encoder: frozen, eval, outside the engine; `encoder(pictures) -> float32[P, T, C]`
+    encoder   the leaf encoders: frozen, eval, outside the engine
     module    what the engine wraps: `module(batch, features, draw) -> Losses`; its branches run in one fixed order
     """
 
@@ -72,11 +141,28 @@ class Architecture(Protocol):
     @property
     def module(self) -> nn.Module: ...
 
+    def encode(self, batch: Batch) -> Any:
+        """What the leaf encoders make of the batch's pictures: tensors, without gradients."""
+        ...
+
     def counts(self, batch: Batch) -> dict[str, int]:
         """Targets of this micro-batch per modality: the denominators of `Losses.sums`."""
+        ...
+
+    def care(self, name: str) -> Care:
+        """How the parameter of this name, in `module`, is trained."""
         ...
 
     @property
     def weights(self) -> Mapping[str, float]:
         """The factor of each modality's mean in the total loss."""
+        ...
+
+    def answer(self, turns: Turns, pictures: Sequence[Image], asked: Asked, *, task: str, key: str) -> Answered:
+        """The answer to a chat; the same for the same seed.
+
+        Args:  turns: up to what the user said last; their pictures count into `pictures`, RGB of any size.
+               task, key: choose the wording around a raw caption, as in training.
+        Raises: ValueError where the architecture cannot answer so.
+        """
         ...

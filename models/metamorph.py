@@ -11,75 +11,59 @@ Source: arXiv:2412.14164 section 2; facebookresearch/metamorph at 0b13deb where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache
 
-from models import pretrained
-from models.configs import Llama, MetaMorph, Pretrained
-from models.interface import Batch, Draw, Losses
+from models.configs import MetaMorph
+from models.interface import Answered, Asked, Batch, Care, Draw, Losses
 from models.layout import Answer as Kind
-from models.layout import ByteTokenizer, ChatLayout, Document
+from models.layout import ChatLayout, Document, Turns
+from models.parts import vocabulary
+from models.sequence import blocks, mask, picture_places, prompted
+from models.transformer import LanguageModel, Speaking, best, evaluating, language_model
 from models.vision import VisionEncoder
 
 
-class MetaMorphModule(nn.Module):
-    """What learns: backbone, adapter, head, and the rows of <image_start> and <image_end>.
+class MetaMorphModule(Speaking):
+    """What learns: backbone, adapter, head, and the rows of <image_start> and <image_end>."""
 
-    The marks' rows are no part of the backbone's matrices, which keep their published shape. Rows of those matrices
-    beyond the tokenizer (padding of published models) are neither read nor predicted.
-    """
-
-    def __init__(self, backbone: LlamaForCausalLM, *, channels: int, tokenizer_size: int, head: str) -> None:
-        super().__init__()
+    def __init__(self, backbone: LanguageModel, *, channels: int, tokenizer_size: int, head: str) -> None:
+        super().__init__(backbone, tokenizer_size=tokenizer_size)
         width = backbone.config.hidden_size
-        self.tokenizer_size = tokenizer_size
-        self.backbone = backbone
         self.adapter = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         self.head = picture_head(head, width, channels)
-        self.marks_in = mean_rows(backbone.model.embed_tokens.weight, tokenizer_size)
-        self.marks_out = mean_rows(backbone.lm_head.weight, tokenizer_size)
 
     def forward(self, batch: Batch, features: Tensor, draw: Draw) -> Losses:
         """Sums of the text's cross-entropy and of -cosine over the answers' picture tokens. Draws nothing.
 
         Args:     features: float32[P, T, C], unit-norm, of every picture of the batch.
         """
-        rows, places = picture_places(batch, features.shape[1])
-        inputs = self.embedded(batch.ids).index_put((rows, places), self.adapted(features))
-        hidden = self.backbone.model(
+        rows, places = picture_places(batch.seen)
+        inputs = self.embedded(batch.ids).index_put((rows, places), self.adapted(features).flatten(0, 1))
+        states = self.backbone.model(
             inputs_embeds=inputs,
-            attention_mask=attention_mask(batch.document),
+            attention_mask=mask(
+                self.backbone, batch.document, blocks(batch, whole=False), torch.zeros_like(batch.target)
+            ),
             position_ids=batch.position,
             use_cache=False,
         ).last_hidden_state
 
-        row, place = batch.target[:, 1:].nonzero(as_tuple=True)
-        text = F.cross_entropy(self.logits(hidden[row, place]), batch.ids[row, place + 1], reduction="sum")
-
-        before = hidden[rows[batch.answer], places[batch.answer] - 1]
-        cosine = F.cosine_similarity(self.head(before).float(), features[batch.answer].float(), dim=-1)
+        answer = batch.seen.answer.repeat_interleave(batch.seen.tokens)
+        before = states[rows[answer], places[answer] - 1]
+        sought = features[batch.seen.answer].flatten(0, 1).float()
+        cosine = F.cosine_similarity(self.head(before).float(), sought, dim=-1)
+        text = self.text_loss(states, batch.ids, batch.target)
         return Losses(sums={"text": text, "picture": -cosine.sum()})
-
-    def embedded(self, ids: Tensor) -> Tensor:
-        """Input rows of ids and marks: int64[B, N] -> float[B, N, D]."""
-        words = self.backbone.model.embed_tokens(ids.clamp(max=self.tokenizer_size - 1))
-        marks = (ids >= self.tokenizer_size).nonzero(as_tuple=True)
-        return words.index_put(marks, self.marks_in[ids[marks] - self.tokenizer_size])
 
     def adapted(self, features: Tensor) -> Tensor:
         """Picture tokens as inputs: float[..., C] -> float[..., D]."""
         return self.adapter(features.to(self.marks_in.dtype))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every id and the two marks: float[..., D] -> float32[..., V + 2]."""
-        words = self.backbone.lm_head(hidden)[..., : self.tokenizer_size]
-        return torch.cat([words, hidden @ self.marks_out.T], dim=-1).float()
 
     def predicted(self, hidden: Tensor) -> Tensor:
         """The next picture token, on the unit sphere: float[..., D] -> float32[..., C]."""
@@ -95,34 +79,6 @@ def picture_head(kind: str, width: int, channels: int) -> nn.Module:
     raise ValueError(f"head {kind!r} is unknown: use linear or mlp")
 
 
-def mean_rows(matrix: Tensor, size: int) -> nn.Parameter:
-    """Two trainable rows at the mean of the tokenizer's rows: float[2, D], initialize_vision_tokenizer at 0b13deb."""
-    return nn.Parameter(matrix.detach()[:size].mean(dim=0, keepdim=True).repeat(2, 1))
-
-
-def picture_places(batch: Batch, tokens: int) -> tuple[Tensor, Tensor]:
-    """Row and place of every picture token: two int64[P, T]."""
-    places = batch.start[:, None] + torch.arange(tokens, device=batch.start.device)
-    return batch.row[:, None].expand_as(places), places
-
-
-def attention_mask(document: Tensor) -> Tensor:
-    """Who may look at whom: back, inside the own document. Pictures are causal too.
-
-    document  1 1 2 2 0 0  ->  1 . . . . .
-                               1 1 . . . .
-                               . . 1 . . .
-                               . . 1 1 . .
-                               . . . . 1 .    padding sees padding: no row is empty, so no softmax is NaN
-                               . . . . 1 1
-
-    Args:     document: int[B, N], 0 is padding.
-    Returns:  bool[B, 1, N, N], True where the row may attend to the column.
-    """
-    same = document[:, None, :, None] == document[:, None, None, :]
-    return same.tril()
-
-
 class MetaMorphArchitecture:
     """The `Architecture` of `configs.MetaMorph`."""
 
@@ -131,14 +87,29 @@ class MetaMorphArchitecture:
         self.encoder = encoder
         self.module = module
 
+    def encode(self, batch: Batch) -> Tensor:
+        """The tokens of every picture: float32[P, T, C]."""
+        return self.encoder(batch.seen.pixels)
+
     def counts(self, batch: Batch) -> dict[str, int]:
         """Target ids, and picture tokens of the answers."""
-        return {"text": int(batch.target.sum()), "picture": int(batch.answer.sum()) * self.config.grid**2}
+        return {"text": int(batch.target.sum()), "picture": int(batch.seen.answer.sum()) * self.config.grid**2}
+
+    def care(self, name: str) -> Care:
+        """No decay on the marks, which are rows of an embedding."""
+        return Care(decay=not name.startswith("marks_"))
 
     @property
     def weights(self) -> Mapping[str, float]:
         """Cross-entropy counts once, the cosine by its coefficient."""
         return {"text": 1.0, "picture": self.config.vision_coefficient}
+
+    def answer(self, turns: Turns, pictures: Sequence[Image], asked: Asked, *, task: str, key: str) -> Answered:
+        """See `interface.Architecture`; pictures are predicted tokens, which a visualizer's run paints."""
+        layout = self.config.layout()
+        document = layout.prompt(turns, task=task, key=key, answer=asked.answer)
+        batch = prompted(document, pictures, self.config.seen, None).to(self.module.marks_in.device)
+        return generate(self, layout, document, self.encode(batch), answer=asked.answer, max_tokens=asked.max_tokens)
 
 
 def build(config: MetaMorph) -> MetaMorphArchitecture:
@@ -148,46 +119,16 @@ def build(config: MetaMorph) -> MetaMorphArchitecture:
         ValueError: weights that cannot be had, or a vocabulary smaller than the tokenizer.
     """
     encoder = VisionEncoder(config.vision, grid=config.grid)
-    tokenizer_size = config.layout().tokenizer.size
+    size = vocabulary(config.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        if isinstance(config.backbone, Pretrained):
-            backbone = pretrained.language_model(config.backbone)
-        else:
-            backbone = random_llama(config.backbone)
-        if backbone.config.vocab_size < tokenizer_size:
-            raise ValueError(
-                f"the backbone has {backbone.config.vocab_size} rows for a tokenizer of {tokenizer_size} ids: "
-                "every id needs a row, use the tokenizer.json that was published with the weights"
-            )
-        module = MetaMorphModule(backbone, channels=encoder.channels, tokenizer_size=tokenizer_size, head=config.head)
+        backbone = language_model(config.backbone, size)
+        module = MetaMorphModule(backbone, channels=encoder.channels, tokenizer_size=size, head=config.head)
+    if config.trained == "adapter":
+        module.requires_grad_(False)
+        module.adapter.requires_grad_(True)
+        module.marks_in.requires_grad_(True)
     return MetaMorphArchitecture(config, encoder=encoder, module=module)
-
-
-def random_llama(sizes: Llama) -> LlamaForCausalLM:
-    """A Llama-type decoder over the byte tokenizer, from the global generator."""
-    config = LlamaConfig(
-        vocab_size=ByteTokenizer.size,
-        hidden_size=sizes.width,
-        intermediate_size=sizes.ffn,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        max_position_embeddings=sizes.max_positions,
-        rms_norm_eps=sizes.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What the assistant said, in order: text, and pictures as predicted unit-norm tokens float32[T, C] on the CPU."""
-
-    parts: tuple[str | Tensor, ...]
 
 
 @torch.no_grad()
@@ -195,19 +136,19 @@ def generate(
     architecture: MetaMorphArchitecture,
     layout: ChatLayout,
     document: Document,
-    pictures: Tensor,
+    features: Tensor,
     *,
     answer: Kind,
     max_tokens: int,
     max_pictures: int = 4,
-) -> Answer:
+) -> Answered:
     """The greedy answer to a prompt; the same each time.
 
     After <image_start> come exactly T predicted tokens, then <image_end> by force: neither mark is ever part of a text.
 
     Args:
         document:     the prompt of `layout.prompt(..., answer=answer)`.
-        pictures:     float32[*, 3, H, W] in 0..1, what the document's slots count into.
+        features:     float32[P, T, C], of the document's pictures in the order of its slots.
         answer:       "picture" ends after the picture that the prompt opened; "text" may open none; "free" may.
         max_tokens:   ids said at most, marks included; a picture that was opened is finished all the same.
         max_pictures: pictures of a free answer at most.
@@ -215,15 +156,15 @@ def generate(
     module = architecture.module
     speaker = _Speaker(module)
     with evaluating(module):
-        hidden = speaker.prompt(document, architecture.encoder, pictures)
+        hidden = speaker.prompt(document, features)
         if answer == "picture":
-            return Answer(parts=(speaker.picture(hidden, layout.picture_tokens),))
+            return Answered(parts=(speaker.picture(hidden, layout.picture_tokens),))
 
         parts: list[str | Tensor] = []
         said: list[int] = []
         pictures_left = 0 if answer == "text" else max_pictures
         for _ in range(max_tokens):
-            token = best(module.logits(hidden), layout, may_open=pictures_left > 0)
+            token = best(module.logits(hidden), layout.tokenizer.size, may_open=pictures_left > 0)
             if token == layout.end_of_turn:
                 break
             hidden = speaker.word(token)
@@ -235,27 +176,7 @@ def generate(
             pictures_left -= 1
             hidden = speaker.word(layout.image_end)
         parts.append(layout.tokenizer.decode(said))
-    return Answer(parts=tuple(part for part in parts if isinstance(part, Tensor) or part))
-
-
-def best(scores: Tensor, layout: ChatLayout, *, may_open: bool) -> int:
-    """The likeliest id of float32[V + 2], never <image_end>, and <image_start> only where a picture may be opened."""
-    allowed = scores.clone()
-    allowed[layout.image_end] = -torch.inf
-    if not may_open:
-        allowed[layout.image_start] = -torch.inf
-    return int(allowed.argmax())
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode, then the mode from before: in training mode, gradient checkpointing would switch the cache off."""
-    before = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(before)
+    return Answered(parts=tuple(part for part in parts if isinstance(part, Tensor) or part))
 
 
 class _Speaker:
@@ -271,12 +192,11 @@ class _Speaker:
         read = self.module.backbone.model(inputs_embeds=inputs, past_key_values=self.cache, use_cache=True)
         return read.last_hidden_state[0, -1]
 
-    def prompt(self, document: Document, encoder: VisionEncoder, pictures: Tensor) -> Tensor:
+    def prompt(self, document: Document, features: Tensor) -> Tensor:
         """The hidden state after the prompt."""
         inputs = self.module.embedded(torch.tensor([document.ids], device=self.device))
-        shown = pictures[[slot.picture for slot in document.slots]].to(self.device)
-        for slot, tokens in zip(document.slots, self.module.adapted(encoder(shown)), strict=True):
-            inputs[0, slot.start : slot.start + len(tokens)] = tokens
+        for slot, tokens in zip(document.slots, self.module.adapted(features.to(self.device)), strict=True):
+            inputs[0, slot.start : slot.start + slot.tokens] = tokens
         return self.read(inputs)
 
     def word(self, token: int) -> Tensor:

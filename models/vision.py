@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from models import pretrained
-from models.configs import Pretrained, Siglip
+from models.parts import Canvas, Latents, Pixels, Pretrained, Siglip, Vae
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 
 class Leaf(nn.Module):
@@ -48,13 +51,18 @@ class VisionEncoder(Leaf):
 
     def __init__(self, vision: Siglip | Pretrained, *, grid: int) -> None:
         super().__init__()
-        self.network = pretrained.vision_model(vision) if isinstance(vision, Pretrained) else random_siglip(vision)
-        sizes = self.network.config
-        assert isinstance(sizes.image_size, int) and isinstance(sizes.patch_size, int)
-        self.pixels = sizes.image_size
-        self.side = sizes.image_size // sizes.patch_size  # the patch convolution leaves out what is over
+        sizes = vision if isinstance(vision, Siglip) else pretrained.planned(vision)
+        if isinstance(sizes, Siglip):
+            self.network = random_siglip(sizes)
+        else:
+            assert isinstance(vision, Pretrained)
+            self.network = pretrained.vision_model(vision)
+        found = self.network.config
+        assert isinstance(found.image_size, int) and isinstance(found.patch_size, int)
+        self.pixels = found.image_size
+        self.side = found.image_size // found.patch_size  # the patch convolution leaves out what is over
         self.grid = grid
-        self.channels = sizes.hidden_size
+        self.channels = found.hidden_size
         self.freeze()
 
     @torch.no_grad()
@@ -72,6 +80,80 @@ class VisionEncoder(Leaf):
         fine = rearrange(layers.float(), "p (h w) c -> p c h w", h=self.side)
         coarse = F.interpolate(fine, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
         return F.normalize(rearrange(coarse, "p c h w -> p (h w) c"), dim=-1)
+
+
+class Gaussian(NamedTuple):
+    """What a canvas is drawn from: mean and standard deviation, float32[P, F, h, w]; no deviation for pixels."""
+
+    mean: Tensor
+    std: Tensor
+
+
+class CanvasEncoder(Leaf):
+    """Pictures <-> the canvas that is noised and painted: pixels in -1..1, or latents of a VAE of unit variance."""
+
+    def __init__(self, canvas: Canvas) -> None:
+        super().__init__()
+        self.shape = (canvas.channels, canvas.cells, canvas.cells)
+        self.vae = None if isinstance(canvas, Pixels) else _vae(canvas)
+        self.freeze()
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Gaussian:
+        """float32[P, 3, H, W] in 0..1, H as the canvas wants it; P = 0 runs no network."""
+        if len(pictures) == 0:
+            none = pictures.new_zeros(0, *self.shape)
+            return Gaussian(none, none)
+        pixels = 2 * pictures - 1
+        if self.vae is None:
+            return Gaussian(pixels, torch.zeros_like(pixels))
+        latents = self.vae.encode(pixels.to(self.vae.dtype), return_dict=False)[0]
+        scale, shift = self.vae.config["scaling_factor"], self.vae.config["shift_factor"] or 0.0
+        return Gaussian((latents.mean.float() - shift) * scale, latents.std.float() * scale)
+
+    @torch.no_grad()
+    def pictures(self, canvas: Tensor) -> Tensor:
+        """float32[K, F, h, w] -> float32[K, 3, H, W] in 0..1."""
+        if self.vae is not None and len(canvas):
+            scale, shift = self.vae.config["scaling_factor"], self.vae.config["shift_factor"] or 0.0
+            canvas = self.vae.decode((canvas / scale + shift).to(self.vae.dtype), return_dict=False)[0].float()
+        return ((canvas + 1) / 2).clamp(0, 1)
+
+
+def _vae(latents: Latents) -> AutoencoderKL:
+    """The VAE of a canvas; ValueError where its latents are not what the config says."""
+    sizes = latents.vae if isinstance(latents.vae, Vae) else pretrained.planned(latents.vae)
+    if isinstance(sizes, Vae):
+        vae = random_vae(sizes)
+    else:
+        assert isinstance(latents.vae, Pretrained)
+        vae = pretrained.vae(latents.vae, latents.subfolder)
+    factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    found = (vae.config["latent_channels"], factor)
+    if found != (latents.channels, latents.factor):
+        raise ValueError(
+            f"{latents.vae}: its latents have {found[0]} channels and {factor} pixels a cell, "
+            f"not {latents.channels} and {latents.factor}: set channels and factor"
+        )
+    return vae
+
+
+def random_vae(sizes: Vae) -> AutoencoderKL:
+    """A VAE whose weights are a function of `sizes.seed`; the global generator is left as it was."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    scales = len(sizes.channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(sizes.seed)
+        return AutoencoderKL(
+            latent_channels=sizes.latent_channels,
+            block_out_channels=sizes.channels,  # pyright: ignore[reportArgumentType]
+            down_block_types=("DownEncoderBlock2D",) * scales,  # pyright: ignore[reportArgumentType]
+            up_block_types=("UpDecoderBlock2D",) * scales,  # pyright: ignore[reportArgumentType]
+            layers_per_block=sizes.layers_per_block,
+            norm_num_groups=sizes.groups,
+            scaling_factor=sizes.scale,
+        )
 
 
 def resized(pictures: Tensor, side: int) -> Tensor:

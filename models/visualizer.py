@@ -11,34 +11,38 @@ Source: arXiv:2412.14164 section 2.3; visualization/train.py at 0b13deb.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from models import pretrained
-from models.configs import StableDiffusion, UNet, Visualizer
-from models.interface import Batch, Draw, Losses
+from models.configs import Visualizer
+from models.diffusion import (
+    STABLE_DIFFUSION,
+    TIMESTEPS,
+    at_least_one,
+    chances,
+    denoised,
+    noising,
+    normal,
+    sought,
+    starting_noise,
+    timesteps,
+)
+from models.interface import Answered, Asked, Batch, Care, Draw, Losses
+from models.layout import Turns
+from models.parts import StableDiffusion, UNet
 from models.vision import Leaf, VisionEncoder, resized
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-# Stable Diffusion 1.5, scheduler/scheduler_config.json
-TIMESTEPS = 1000
-SCHEDULE: dict[str, Any] = {
-    "num_train_timesteps": TIMESTEPS,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-}
 SD_CONDITION = 77  # places of Stable Diffusion's condition; what the tokens leave free is zero, visualization/train.py
 
 
@@ -104,7 +108,7 @@ class VisualizerModule(nn.Module):
         self.places = places  # of the condition
         self.side = side  # pixels of a painted picture
         self.dropout = dropout
-        self.noising = DDPMScheduler(**SCHEDULE, prediction_type=prediction)
+        self.noising = noising(STABLE_DIFFUSION, prediction)
 
     def forward(self, batch: Batch, features: Tensor | Seen, draw: Draw) -> Losses:
         """The sum over pictures of the mean squared error of what the UNet predicts.
@@ -114,38 +118,23 @@ class VisualizerModule(nn.Module):
         Args:     features: of the leaf, for every picture of the batch.
                   draw:     "noise", "timestep" and "condition" of each picture; "latent" too where there is a VAE.
         """
-        count = len(batch.pictures)
+        count = len(batch.drawn)
         tokens, canvas = at_least_one(tokens_of(features)), at_least_one(canvas_of(batch, features, self.side, draw))
         noise = at_least_one(normal(canvas[:count], "noise", draw))
-        timestep, dropped = self.drawn(count, canvas.device, draw)
+        timestep = at_least_one(timesteps([TIMESTEPS] * count, draw)).to(canvas.device)
+        dropped = at_least_one(chances(count, "condition", draw) < self.dropout).to(canvas.device)
 
         condition = self.condition(tokens)
         condition = torch.where(dropped[:, None, None], torch.zeros_like(condition), condition)
         noised = self.noising.add_noise(canvas, noise, timestep)  # pyright: ignore[reportArgumentType]
         predicted = self.unet(noised.to(condition.dtype), timestep, condition).sample
-        error = (predicted.float() - self.sought(canvas, noise, timestep)).square().mean(dim=(1, 2, 3))
+        error = (predicted.float() - sought(self.noising, canvas, noise, timestep)).square().mean(dim=(1, 2, 3))
         return Losses(sums={"picture": error[:count].sum()})
-
-    def sought(self, canvas: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """What the UNet is to predict: the noise, or the velocity of arXiv:2202.00512: float32[R, F, h, w]."""
-        if self.noising.config["prediction_type"] == "epsilon":
-            return noise
-        return self.noising.get_velocity(canvas, noise, timestep)  # pyright: ignore[reportArgumentType]
 
     def condition(self, tokens: Tensor) -> Tensor:
         """Tokens as the UNet's condition: float[R, T, C] -> float[R, places, W], zeros after the tokens."""
         projected = self.projector(tokens.to(self.unet.dtype))
         return F.pad(projected, (0, 0, 0, self.places - projected.shape[1]))
-
-    def drawn(self, count: int, device: torch.device, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Timestep and whether the condition is dropped: int64[R], bool[R]; zeros and False for a phantom."""
-        timestep = torch.zeros(max(count, 1), dtype=torch.int64, device=device)
-        dropped = torch.zeros(max(count, 1), dtype=torch.bool, device=device)
-        for index in range(count):
-            step, chance = draw("timestep", index), draw("condition", index)
-            timestep[index] = torch.randint(TIMESTEPS, (), generator=step, device=step.device)
-            dropped[index] = torch.rand((), generator=chance, device=chance.device) < self.dropout
-        return timestep, dropped
 
 
 def tokens_of(features: Tensor | Seen) -> Tensor:
@@ -157,21 +146,7 @@ def canvas_of(batch: Batch, features: Tensor | Seen, side: int, draw: Draw) -> T
     """What is noised: pixels in -1..1, or latents drawn from the VAE's Gaussian: float32[P, F, h, w]."""
     if isinstance(features, Seen):
         return features.mean + features.std * normal(features.mean, "latent", draw)
-    return 2 * resized(batch.pictures, side) - 1
-
-
-def normal(like: Tensor, purpose: str, draw: Draw) -> Tensor:
-    """Standard normal noise, each picture's from its own generator: float32[P, F, h, w]."""
-    noise = torch.zeros_like(like)
-    for index, picture in enumerate(noise):
-        generator = draw(purpose, index)
-        picture.copy_(torch.randn(picture.shape, generator=generator, device=generator.device))
-    return noise
-
-
-def at_least_one(pictures: Tensor) -> Tensor:
-    """The same, or one phantom of zeros where there is none: [P, ...] -> [R, ...]."""
-    return pictures if len(pictures) else pictures.new_zeros(1, *pictures.shape[1:])
+    return 2 * resized(batch.drawn.pixels, side) - 1
 
 
 class VisualizerArchitecture:
@@ -182,14 +157,26 @@ class VisualizerArchitecture:
         self.encoder = encoder
         self.module = module
 
+    def encode(self, batch: Batch) -> Tensor | Seen:
+        """Tokens of every picture, with the Gaussian of its latents where there is a VAE."""
+        return self.encoder(batch.drawn.pixels)
+
     def counts(self, batch: Batch) -> dict[str, int]:
         """Pictures: each counts once, whatever its size."""
-        return {"picture": len(batch.pictures)}
+        return {"picture": len(batch.drawn)}
+
+    def care(self, name: str) -> Care:
+        """All alike."""
+        return Care()
 
     @property
     def weights(self) -> Mapping[str, float]:
         """The only loss."""
         return {"picture": 1.0}
+
+    def answer(self, turns: Turns, pictures: Sequence[Image], asked: Asked, *, task: str, key: str) -> Answered:
+        """It paints what another run predicts. ValueError always."""
+        raise ValueError("a visualizer answers no prompts: sample the run whose tokens it paints")
 
 
 def build(config: Visualizer) -> VisualizerArchitecture:
@@ -257,32 +244,24 @@ def paint(
     if len(tokens) == 0:
         return torch.zeros(0, 3, size, size)
     latent = isinstance(architecture.encoder, LatentEncoder)
-    # latents have no bounds to clip at
-    sampler = DDIMScheduler(
-        **SCHEDULE,
-        prediction_type=module.noising.config["prediction_type"],
-        clip_sample=not latent,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    sampler.set_timesteps(steps)
-
     condition = module.condition(tokens.to(module.unet.device))
     both = torch.cat([condition, torch.zeros_like(condition)])
     side = size // 8 if latent else size
     shape = (module.unet.config["in_channels"], side, side)
-    canvas = torch.stack([starting_noise(shape, seed, index) for index in range(len(tokens))]).to(condition.device)
-    for timestep in sampler.timesteps:
+    noise = torch.stack([starting_noise(shape, seed, index) for index in range(len(tokens))]).to(condition.device)
+
+    def predict(canvas: Tensor, timestep: Tensor) -> Tensor:
         twice = torch.cat([canvas, canvas]).to(condition.dtype)
         given, free = module.unet(twice, timestep, both).sample.float().chunk(2)
-        canvas = sampler.step(free + guidance * (given - free), int(timestep), canvas, return_dict=False)[0]
+        return free + guidance * (given - free)
 
+    canvas = denoised(
+        predict,
+        noise,
+        schedule=STABLE_DIFFUSION,
+        prediction=module.noising.config["prediction_type"],
+        steps=steps,
+        bound=None if latent else 1.0,  # latents have no bounds
+    )
     painted = architecture.encoder.pictures(canvas) if isinstance(architecture.encoder, LatentEncoder) else canvas
     return ((painted + 1) / 2).clamp(0, 1).cpu()
-
-
-def starting_noise(shape: tuple[int, int, int], seed: int, index: int) -> Tensor:
-    """Where picture `index` starts: float32[F, h, w], the same on every machine."""
-    digest = hashlib.sha256(f"paint/{seed}/{index}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.randn(shape, generator=generator)

