@@ -89,6 +89,11 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("metamorph-jsonl",), required=True, help="MetaMorph's one merged JSONL")
     export.add_argument("--out", type=_path, metavar="DIR", help="new or empty (default: ROOT/exports/C)")
 
+    planned = _verb(verbs, "plan", _plan, "parameters of a training, and the memory they take at every ZeRO stage")
+    _recipe(planned)
+    planned.add_argument("--nodes", type=_count, default=1, help="machines (1)")
+    planned.add_argument("--gpus", type=_count, default=8, help="of each machine (8)")
+
     train = _verb(verbs, "train", _train, "train a recipe on built corpora; the same command resumes")
     _recipe(train)
     _data(train)
@@ -111,6 +116,20 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance of the paint (2.0)")
     sample.add_argument("--steps", type=_count, default=50, help="denoising steps of the paint (50)")
     sample.add_argument("--max-tokens", type=_count, default=128, help="longest answer (128)")
+
+    look = _verb(verbs, "look", _look, "a page about one position of a training: text, pictures, who sees whom")
+    _recipe(look)
+    _data(look)
+    _root(look)
+    look.add_argument("--position", type=_number, default=0, help="which scheduled batch (0)")
+    look.add_argument("--out", type=_path, default=Path("look.html").absolute(), metavar="FILE")
+
+    evaluate = _verb(verbs, "evaluate", _evaluate, "losses per task, and answers, on records that no training saw")
+    evaluate.add_argument("folder", type=_path, metavar="RUN", help="a folder under ROOT/trainings")
+    _data(evaluate)
+    _root(evaluate)
+    evaluate.add_argument("--records", type=_count, default=64, help="records of each source (64)")
+    evaluate.add_argument("--questions", type=_count, default=32, help="questions asked of each task (32)")
 
     report = _verb(verbs, "report", _report, "a page about corpora and runs that opens without a network")
     report.add_argument("folders", type=_path, nargs="+", metavar="DIR", help="corpora and runs")
@@ -284,6 +303,15 @@ def _export(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
+def _plan(options: argparse.Namespace, words: list[str]) -> int:
+    training = _wanted(_value(options), Training, options)
+    from pipelines import parameters
+
+    for line in parameters.page(training, nodes=options.nodes, gpus=options.gpus):
+        print(line)
+    return 0
+
+
 def _train(options: argparse.Namespace, words: list[str]) -> int:
     value = _wanted(_value(options), Training, options)
     if options.cluster or options.dry_run:
@@ -297,13 +325,14 @@ def _train(options: argparse.Namespace, words: list[str]) -> int:
 def _sample(options: argparse.Namespace, words: list[str]) -> int:
     if (options.prompt is None) == (options.prompts is None):
         raise ValueError("sample wants a PROMPT or --prompts FILE, one of them")
+    from models.interface import Asked
     from pipelines import sample
 
     lines = [options.prompt] if options.prompts is None else options.prompts.read_text().splitlines()
     prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise ValueError("there is no prompt: give some words, or a file with a prompt per line")
-    settings = sample.Settings(
+    settings = Asked(
         answer=options.answer,
         seed=options.seed,
         guidance=options.guidance,
@@ -312,6 +341,25 @@ def _sample(options: argparse.Namespace, words: list[str]) -> int:
     )
     for answer in sample.answers(options.folder, prompts, options.image, settings, visualizer=options.visualizer):
         print(answer.line())
+    return 0
+
+
+def _look(options: argparse.Namespace, words: list[str]) -> int:
+    from pipelines import look, runs
+
+    value = _wanted(_value(options), Training, options)
+    opened, schedule, training, _ = runs.located(value, Place(root=options.root, roots=Roots.parse(options.data)))
+    print(look.page(training, runs.batches_of(training, schedule, opened), options.position, options.out))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, words: list[str]) -> int:
+    from pipelines import evaluate
+
+    place = Place(root=options.root, roots=Roots.parse(options.data))
+    found = evaluate.evaluate(options.folder, place, records=options.records, questions=options.questions)
+    for name, task in sorted(found.items()):
+        print(task.line(name))
     return 0
 
 
@@ -402,6 +450,12 @@ def _file(text: str) -> Path:
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
+    return int(text)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0")
     return int(text)
 
 

@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from einops import rearrange
-from PIL import Image as Pixels
 
 from dataflow.media import decoded
 from dataflow.reader import Reader
-from dataflow.record import Media, Record
+from dataflow.record import Record
 from dataflow.schedule import Schedule
 from models.interface import Batch, Draw
-from models.layout import Layout
+from models.layout import Layout, Slot
+from models.sequence import batched, sides
+from models.views import Cut
 from pipelines.plan import Opened, slot_seed
 
 
@@ -39,7 +38,7 @@ class Micro:
 class RecordBatches:
     """The batches of a training; a value that travels to workers and opens its corpora there.
 
-    picture: pixels a side. length: tokens of a row.
+    length: tokens of a row.
     """
 
     schedule: Schedule
@@ -74,9 +73,7 @@ class RecordBatches:
             part = held[first : first + micro_batch]
             records = [record for _, record in part]
             slots = [rank + (first + place) * world for place in range(len(part))]
-            batch, owners = collate(
-                records, self._layout, self.architecture.picture, rows=micro_batch, length=self.length
-            )
+            batch, owners = collate(records, self.architecture, self._layout, rows=micro_batch, length=self.length)
             fed = [0] * len(self.sources)
             for use, _ in part:
                 fed[use.member] += 1
@@ -93,67 +90,36 @@ class RecordBatches:
 
 
 def collate(
-    records: Sequence[Record], layout: Layout, picture: int, *, rows: int, length: int
+    records: Sequence[Record], architecture: Any, layout: Layout, *, rows: int, length: int
 ) -> tuple[Batch, list[tuple[int, int]]]:
     """Lay out and decode records, one document per row.
 
     Args:
-        picture: pixels a side; pictures are resized to it, aspect not kept (as SigLIP's processor does).
+        architecture: a config with `seen` and `drawn`, the views its pictures are cut for. layout: of it.
         rows: of the batch; those beyond the records stay empty. length: the longest row allowed, in tokens.
-    Returns: the batch, and for each of its pictures (row, index in its record).
+    Returns: the batch, and for each drawn picture (row, index in its record).
     Raises:
         ValueError: a record longer than a row, or a picture that does not decode; it names the record.
     """
-    documents = [layout.lay_out(record.turns, task=record.task, key=record.key) for record in records]
+    documents = [
+        layout.lay_out(record.turns, task=record.task, key=record.key, sizes=record.sizes) for record in records
+    ]
     longest = max((len(laid_out) for laid_out in documents), default=0)
     if longest > length:
         record = records[[len(laid_out) for laid_out in documents].index(longest)]
         raise ValueError(
             f"{record.key} takes {longest} tokens, a row has {length}: raise sequence_length or filter its corpus"
         )
-    size = (rows, max(1, longest))  # no wider than what it holds: one document per row
-    ids, document, position = (torch.zeros(size, dtype=torch.int64) for _ in range(3))
-    target = torch.zeros(size, dtype=torch.bool)
-    shown, start, answer, owners = [], [], [], []
-    for row, (record, laid_out) in enumerate(zip(records, documents, strict=True)):
-        end = len(laid_out)
-        ids[row, :end] = torch.tensor(laid_out.ids)
-        target[row, :end] = torch.tensor(laid_out.targets)
-        document[row, :end] = 1
-        position[row, :end] = torch.arange(end)
-        for slot in laid_out.slots:
-            shown.append(_learned_pixels(record, slot.picture, picture))
-            start.append(slot.start)
-            answer.append(slot.answer)
-            owners.append((row, slot.picture))
-    pictures = torch.stack(shown) if shown else torch.zeros(0, 3, picture, picture)
-    batch = Batch(
-        ids=ids,
-        document=document,
-        position=position,
-        target=target,
-        pictures=pictures,
-        row=torch.tensor([row for row, _ in owners], dtype=torch.int64),
-        start=torch.tensor(start, dtype=torch.int64),
-        answer=torch.tensor(answer, dtype=torch.bool),
-    )
-    return batch, owners
+    views = {"seen": architecture.seen, "drawn": architecture.drawn}
 
+    def picture(row: int, number: int, slot: Slot) -> tuple[Cut, tuple[int, int]]:
+        record = records[row]
+        try:
+            image = decoded(record.media[slot.picture])
+        except ValueError as error:
+            raise ValueError(f"{record.key}: {error}; rebuild its corpus with that row mended") from None
+        return views[slot.view].cut(image), image.size
 
-def pixels(media: Media, side: int) -> torch.Tensor:
-    """A stored picture as float32[3, side, side] in 0..1; resized, aspect not kept.
-
-    Raises:
-        Corrupt: it does not decode.
-    """
-    image = decoded(media)
-    if image.size != (side, side):
-        image = image.resize((side, side), Pixels.Resampling.BICUBIC)
-    return rearrange(torch.from_numpy(np.asarray(image).copy()), "h w c -> c h w").float() / 255
-
-
-def _learned_pixels(record: Record, index: int, side: int) -> torch.Tensor:
-    try:
-        return pixels(record.media[index], side)
-    except ValueError as error:
-        raise ValueError(f"{record.key}: {error}; rebuild its corpus with that row mended") from None
+    laid = [[document] for document in documents] + [[] for _ in range(rows - len(documents))]
+    batch, owners = batched(laid, picture, sides=sides(architecture.seen, architecture.drawn))
+    return batch, [(row, index) for row, _, index in owners["drawn"]]

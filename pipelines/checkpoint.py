@@ -259,6 +259,8 @@ def _create_moments(engine: Engine) -> None:
                 moments[name] = torch.zeros_like(tensor)
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)  # stages 1 and 2 link them by name
     if link is not None:
+        # DeepSpeed 0.19.8 links after the first group's first step, when the other groups have no moments yet
+        engine.optimizer._hp_optimizer_states_linked = False
         link()
 
 

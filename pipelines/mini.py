@@ -1,6 +1,6 @@
 """`interlace mini`: the whole line in miniature, on real pictures, on one Ray cluster.
 
-    miniature corpora -> built corpora -> visualizer and MetaMorph trained with ZeRO -> pictures, answers -> report.html
+    miniature corpora -> built corpora -> every architecture trained with ZeRO -> pictures, answers -> report.html
 
 Everything it calls is what the other commands call. What is done is skipped, and it says so.
 """
@@ -13,16 +13,15 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
 from dataflow import mini as corpora
 from dataflow.index import BuiltCorpus
+from dataflow.media import decoded
 from dataflow.record import Record
 from dataflow.roots import Roots
 from dataflow.selection import Part
+from models.interface import Asked
 from pipelines import plan, report, runs, sample
-from pipelines.batching import pixels
-from pipelines.recipes import metamorph, mixtures
+from pipelines.recipes import llavafusion, lmfusion, metamorph, metaquery, mixtures, transfusion
 from pipelines.step import Place, cluster
 
 PROMPTS = (
@@ -33,6 +32,9 @@ PROMPTS = (
     "a small black circle",
     "a large teal rectangle",
 )
+FIGURES = (transfusion.tiny, lmfusion.tiny, llavafusion.tiny, metaquery.tiny)  # those that paint by themselves
+_DRAWN = 3  # prompts that each of them draws
+_STEPS = 20  # of their denoising: they are too young for more to show
 _QUESTIONS = 12  # of the validation part, asked with their picture
 _REPAINTED = 6  # real pictures shown beside what the visualizer makes of their tokens
 
@@ -59,8 +61,17 @@ def run(place: Place) -> Path:
         opened = plan.build(mixtures.mini(), place)
         painting = runs.train(visualizer, place, recipe_name="metamorph:tiny_visualizer")
         speaking = runs.train(speaker, place, recipe_name="metamorph:tiny")
+        drawing = []
+        for figure in FIGURES:
+            opened += plan.build(figure().mixture, place)
+            name = f"{figure.__module__.rpartition('.')[2]}:{figure.__name__}"
+            drawing.append(runs.train(figure(), place, recipe_name=name))
     pictures = _answer(speaking, painting, [member.corpus for member in opened])
-    page = report.write(place.root / "report.html", [speaking, painting, *_corpora(opened)], pictures=pictures)
+    for trained in drawing:
+        _draw(trained)
+    page = report.write(
+        place.root / "report.html", [speaking, painting, *drawing, *_corpora(opened)], pictures=pictures
+    )
     print(f"report: {page}  (the whole line took {time.monotonic() - start:.0f} s)", flush=True)
     return page
 
@@ -72,7 +83,7 @@ def _answer(speaking: Path, painting: Path, folders: list[Path]) -> list[tuple[s
         print(f"{speaking.name}: already sampled", flush=True)
     else:
         shutil.rmtree(speaking / "samples", ignore_errors=True)  # of a mini that was cut off while sampling
-        drawn = sample.Settings(answer="picture", guidance=1.0)  # its condition is too young to be exaggerated
+        drawn = Asked(answer="picture", guidance=1.0)  # its condition is too young to be exaggerated
         for answer in sample.answers(speaking, PROMPTS, [], drawn, visualizer=painting):
             print(answer.line(), flush=True)
         with tempfile.TemporaryDirectory() as asking:
@@ -85,6 +96,16 @@ def _answer(speaking: Path, painting: Path, folders: list[Path]) -> list[tuple[s
     return [(caption, marker.parent / name) for caption, name in stored["pictures"]]
 
 
+def _draw(trained: Path) -> None:
+    """Pictures for some of the prompts, kept among the run's samples."""
+    if (trained / "samples" / "samples.jsonl").is_file():
+        print(f"{trained.name}: already sampled", flush=True)
+        return
+    drawn = Asked(answer="picture", guidance=1.0, steps=_STEPS)
+    for answer in sample.answers(trained, PROMPTS[:_DRAWN], [], drawn):
+        print(answer.line(), flush=True)
+
+
 def _ask(speaking: Path, records: list[Record], folder: Path) -> tuple[int, int]:
     """How many first answers of records equal what the run says, and how many were asked."""
     right = 0
@@ -93,7 +114,7 @@ def _ask(speaking: Path, records: list[Record], folder: Path) -> tuple[int, int]
         picture.write_bytes(record.media[0].data)
         question = " ".join(part for part in record.turns[0][1] if isinstance(part, str))
         wanted = " ".join(part for part in record.turns[1][1] if isinstance(part, str))
-        settings = sample.Settings(answer="text", max_tokens=48)
+        settings = Asked(answer="text", max_tokens=48)
         for answer in sample.answers(speaking, [question], [picture], settings):
             said = " ".join(str(part) for part in answer.parts)
             right += said.strip().lower() == wanted.strip().lower()
@@ -103,15 +124,15 @@ def _ask(speaking: Path, records: list[Record], folder: Path) -> tuple[int, int]
 
 def _repaint(painting: Path, records: list[Record], folder: Path) -> list[tuple[str, str]]:
     visualizer = sample.Run(painting)
-    real = torch.stack([pixels(record.media[-1], visualizer.config.picture) for record in records])
-    painted = sample.repaint(visualizer, real, sample.Settings(guidance=1.0))
+    real = [decoded(record.media[-1]) for record in records]
+    painted = sample.repaint(visualizer, real, Asked(guidance=1.0))
     made = []
     for record, before, after in zip(records, real, painted, strict=True):
         caption = " ".join(part for part in record.turns[0][1] if isinstance(part, str))
-        for kind, picture in (("real", before), ("repainted", after)):
-            name = f"{kind}-{record.key}.png"
-            sample.save_png(picture, folder / name)
-            made.append((f"{kind}: {caption}", name))
+        for kind in ("real", "repainted"):
+            made.append((f"{kind}: {caption}", f"{kind}-{record.key}.png"))
+        before.save(folder / f"real-{record.key}.png")
+        sample.save_png(after, folder / f"repainted-{record.key}.png")
     return made
 
 

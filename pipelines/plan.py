@@ -92,7 +92,7 @@ def lengths(training: Training, opened: Sequence[BuiltCorpus]) -> tuple[NDArray[
     layout: Layout = training.architecture.layout()
 
     def length(record: Record) -> int:
-        return len(layout.lay_out(record.turns, task=record.task, key=record.key))
+        return len(layout.lay_out(record.turns, task=record.task, key=record.key, sizes=record.sizes))
 
     return tuple(
         np.fromiter((length(built.record(place)) for place in range(len(built))), np.int32, len(built))
@@ -117,10 +117,17 @@ def _steps(training: Training, records: int | None) -> int:
 
 def run_folder(training: Training, plan: Schedule, place: Place) -> Path:
     """Where the run of this training on this data belongs: named by what changes its mathematics."""
-    description: dict[str, Any] = describe(training)
-    del description["execution"]
+    description = _mathematics(describe(training))
     run_key = key([description, plan.digest])
     return place.root / "trainings" / f"{training.name}-{run_key[:12]}"
+
+
+def _mathematics(description: dict[str, Any]) -> dict[str, Any]:
+    """A training's description without how it is executed, of those it starts from neither."""
+    kept = {name: value for name, value in description.items() if name != "execution"}
+    if kept["start_from"] is not None:
+        kept["start_from"] = _mathematics(kept["start_from"])
+    return kept
 
 
 def table(training: Training, plan: Schedule) -> list[dict[str, Any]]:

@@ -12,29 +12,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
 
 from dataflow import media
 from models.configs import MetaMorph, Visualizer
-from models.metamorph import generate
+from models.interface import Asked
 from models.visualizer import LatentEncoder, paint, tokens_of
 from pipelines import checkpoint, recipe
-from pipelines.batching import pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to answer. guidance and steps are the paint's; max_tokens bounds the text."""
-
-    answer: Literal["picture", "text", "free"] = "free"
-    seed: int = 0
-    guidance: float = 2.0
-    steps: int = 50
-    max_tokens: int = 128
+from pipelines.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +48,8 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config = read_config(folder)
+        self.training = read_training(folder)
+        self.config = self.training.architecture
         newest = checkpoint.latest(folder / "checkpoints")
         if newest is None:
             raise ValueError(f"{folder} has no checkpoint yet: train it first")
@@ -66,6 +57,7 @@ class Run:
         self.architecture: Any = self.config.build()
         _take(self.architecture.module, checkpoint.weights(newest), newest)
         self.architecture.module.eval()
+        self.device = next(self.architecture.module.parameters()).device
 
     @cached_property
     def vision(self) -> str:
@@ -85,8 +77,8 @@ def _take(module: torch.nn.Module, weights: dict[str, torch.Tensor], origin: Pat
     module.load_state_dict(weights, strict=False)
 
 
-def read_config(folder: Path) -> Any:
-    """The architecture of a run's recipe, nothing built.
+def read_training(folder: Path) -> Training:
+    """A run's recipe, nothing built.
 
     Raises:
         ValueError: no run there.
@@ -99,66 +91,51 @@ def read_config(folder: Path) -> Any:
         raise ValueError(f"{folder / 'recipe.json'} is damaged ({error}): restore it") from None
     if not isinstance(stored, dict) or not {"value", "file"} <= stored.keys():
         raise ValueError(f"{folder / 'recipe.json'} is no recipe of a run: restore it")
-    return recipe.rebuild(stored["value"], stored["file"]).architecture
+    return recipe.rebuild(stored["value"], stored["file"])
 
 
 def answers(
-    folder: Path, prompts: Sequence[str], images: Sequence[Path], settings: Settings, *, visualizer: Path | None = None
+    folder: Path, prompts: Sequence[str], images: Sequence[Path], settings: Asked, *, visualizer: Path | None = None
 ) -> Iterator[Sampled]:
     """Answer each prompt, shown the same pictures; every answer is saved before it is given.
 
     Args:
-        folder: a MetaMorph run. visualizer: the run that paints; by default one beside it with the same vision encoder.
+        visualizer: the run that paints MetaMorph's tokens; by default one beside it with the same vision encoder.
     Raises:
         ValueError: a run that cannot answer, a picture that does not open, no run to paint with.
     """
-    config = read_config(folder)
-    if not isinstance(config, MetaMorph):
-        raise ValueError(
-            f"{folder.name} is a {type(config).__name__}: it does not answer prompts; sample a MetaMorph run"
-        )
     run = Run(folder)
     painter: Run | None = None
-    shown = [_shown(path, run.config.picture) for path in images]
-    stacked = torch.stack(shown) if shown else torch.zeros(0, 3, run.config.picture, run.config.picture)
-    layout = run.config.layout()
+    shown = [_shown(path) for path in images]
     for prompt in prompts:
         turns = [("user", (*range(len(shown)), prompt))]
         # a bare request is phrased as in training; a question about a picture is left as it is
         task = "text_to_image" if settings.answer == "picture" and not shown else "image_qa"
-        document = layout.prompt(turns, task=task, key=prompt, answer=settings.answer)
-        with torch.inference_mode():
-            said = generate(
-                run.architecture,
-                layout,
-                document,
-                stacked,
-                answer=settings.answer,
-                max_tokens=settings.max_tokens,
-            )
+        said = run.architecture.answer(turns, shown, settings, task=task, key=prompt)
         parts: list[str | Path] = []
         for part in said.parts:
             if isinstance(part, str):
                 parts.append(part)
                 continue
+            if not isinstance(run.config, MetaMorph):
+                parts.append(_save(run, part))
+                continue
             painter = painter or Run(visualizer or find_visualizer(run))
             if painter.vision != run.vision:
                 raise ValueError(f"{painter.folder.name} was trained on another vision encoder than {run.folder.name}")
-            parts.append(_save(run, _painted(painter, part[None], settings)[0]))
+            parts.append(_save(run, painted(painter, part[None], settings)[0]))
         sampled = Sampled(prompt=prompt, parts=tuple(parts))
         _record(run, sampled, images, settings)
         yield sampled
 
 
-def repaint(visualizer: Run, pictures: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """Pictures through encoder and paint: what the visualizer alone can do.
-
-    Args:    pictures: float32[K, 3, H, W] in 0..1.
-    Returns: float32[K, 3, h, w] in 0..1.
-    """
+def repaint(visualizer: Run, pictures: Sequence[Image.Image], settings: Asked) -> torch.Tensor:
+    """Pictures through encoder and paint: what the visualizer alone can do. Returns float32[K, 3, h, w] in 0..1."""
+    tiles = np.concatenate([visualizer.config.drawn.cut(picture).tiles for picture in pictures])
     with torch.inference_mode():
-        tokens = tokens_of(visualizer.architecture.encoder(pictures))
-    return _painted(visualizer, tokens, settings)
+        seen = rearrange(torch.from_numpy(tiles), "k h w c -> k c h w").float() / 255
+        tokens = tokens_of(visualizer.architecture.encoder(seen))
+    return painted(visualizer, tokens, settings)
 
 
 def find_visualizer(run: Run) -> Path:
@@ -168,7 +145,7 @@ def find_visualizer(run: Run) -> Path:
         ValueError: there is none.
     """
     for done in sorted(run.folder.parent.glob("*/done.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        config = read_config(done.parent)
+        config = read_training(done.parent).architecture
         if isinstance(config, Visualizer) and config.vision == run.config.vision and config.grid == run.config.grid:
             print(f"painting with {done.parent.name}", flush=True)
             return done.parent
@@ -184,16 +161,16 @@ def save_png(picture: torch.Tensor, path: Path) -> Path:
     return path
 
 
-def _painted(visualizer: Run, tokens: torch.Tensor, settings: Settings) -> torch.Tensor:
+def painted(visualizer: Run, tokens: torch.Tensor, settings: Asked) -> torch.Tensor:
     with torch.inference_mode():
         return paint(
             visualizer.architecture, tokens, seed=settings.seed, steps=settings.steps, guidance=settings.guidance
         )
 
 
-def _shown(path: Path, side: int) -> torch.Tensor:
+def _shown(path: Path) -> Image.Image:
     try:
-        return pixels(media.picture(path.read_bytes()), side)
+        return media.decoded(media.picture(path.read_bytes()))
     except media.Corrupt as problem:
         raise ValueError(f"--image {path}: {problem}") from None
 
@@ -215,7 +192,7 @@ def _copy(picture: Path, folder: Path) -> str:
     return name
 
 
-def _record(run: Run, sampled: Sampled, images: Sequence[Path], settings: Settings) -> None:
+def _record(run: Run, sampled: Sampled, images: Sequence[Path], settings: Asked) -> None:
     folder = run.folder / "samples"
     folder.mkdir(exist_ok=True)
     parts = [{"picture": part.name} if isinstance(part, Path) else {"text": part} for part in sampled.parts]

@@ -44,9 +44,10 @@ class Execution:
 class Training:
     """One run of one architecture on one mixture.
 
-    architecture: a config with `tasks`, `layout()`, `picture` and `build()` (models/interface.py).
+    architecture: a config with `tasks`, `layout()`, `seen`, `drawn` and `build()` (models/interface.py).
     batch: records of one optimizer step, over all ranks.
     steps: optimizer steps; None: as many as the amounts of the mixture last for, which takes built corpora to tell.
+    start_from: the training whose last weights this one begins with; optimizer and schedule are new.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Training:
     steps: int | None
     sequence_length: int
     seed: int = 0
+    start_from: Training | None = None
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:

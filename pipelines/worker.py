@@ -69,6 +69,8 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
         if rank == 0:  # the ranks of a driver that was killed may still be writing
             stack.enter_context(alone(run / "ray" / "lock", run.name, patience=LEFTOVER_WRITER))
         architecture: Architecture = training.architecture.build()
+        if (run / "start.json").exists():
+            _start(run, architecture)
         digests = {
             "batches": batches.digest,
             "encoder": _digest(architecture.encoder.state_dict().items()),
@@ -79,6 +81,7 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
             architecture.module,
             training.optimizer,
             execution,
+            care=architecture.care,
             rows_per_rank_micro=execution.micro_batch,
             accumulation=max(1, math.ceil(training.batch / (world * execution.micro_batch))),
         )
@@ -123,6 +126,30 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
         distributed.barrier()
 
 
+def _start(run: Path, architecture: Architecture) -> None:
+    """Take the last weights of the run that this one starts from.
+
+    Raises:  ValueError when that run has none, or one of them does not fit.
+    """
+    earlier = Path(json.loads((run / "start.json").read_text())["run"])
+    newest = checkpoint.latest(earlier / "checkpoints")
+    if newest is None:
+        raise ValueError(f"{earlier} has no checkpoint to start from: train it again")
+    weights = checkpoint.weights(newest)
+    here = {name: tuple(tensor.shape) for name, tensor in architecture.module.state_dict().items()}
+    wrong = [name for name, tensor in weights.items() if here.get(name) != tuple(tensor.shape)]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(weights)} weights of {newest} do not fit this architecture, first {wrong[0]}: "
+            "start from a training of the same parts"
+        )
+    architecture.module.load_state_dict(weights, strict=False)
+    if distributed.get_rank() == 0:
+        trained = [name for name, parameter in architecture.module.named_parameters() if parameter.requires_grad]
+        anew = [name for name in trained if name not in weights]
+        print(f"started from {newest}: {len(weights)} weights taken, {len(anew)} trained ones begin anew", flush=True)
+
+
 def _step(
     engine: zero.Engine,
     architecture: Architecture,
@@ -153,7 +180,7 @@ def _step(
     for index, item in enumerate(items):
         there = item.batch.to(device)
         with torch.no_grad():
-            features = architecture.encoder(there.pictures)
+            features = architecture.encode(there)
         losses: dict[str, Tensor] = engine(there, features, item.draw)
         total = sum(losses[name].float() * factor for name, factor in factors.items())
         assert isinstance(total, Tensor)

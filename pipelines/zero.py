@@ -19,6 +19,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch._C._distributed_c10d import HashStore
 
-from models.interface import Batch, Draw
+from models.interface import Batch, Care, Draw
 from pipelines.training import AdamW, Execution
 
 PERSISTENT = 100_000  # elements: at stage 3, smaller parameters stay whole on every rank
@@ -50,15 +51,22 @@ class Engine(Protocol):
 
 
 def engine(
-    module: nn.Module, optimizer: AdamW, execution: Execution, *, rows_per_rank_micro: int, accumulation: int
+    module: nn.Module,
+    optimizer: AdamW,
+    execution: Execution,
+    *,
+    care: Callable[[str], Care],
+    rows_per_rank_micro: int,
+    accumulation: int,
 ) -> Engine:
     """The module under ZeRO. From here on `engine(batch, features, draw)` gives the sums as a plain dict.
 
     Collective: every rank calls it with the same module; rank 0's weights win. The module is changed in place.
 
-    Args:    rows_per_rank_micro: rows of one forward pass on one rank.
+    Args:    care: of each parameter, by its name: parameters that are treated alike share an optimizer group.
+             rows_per_rank_micro: rows of one forward pass on one rank.
              accumulation: forward passes of one optimizer step on one rank; the real boundary is `backward`'s `last`.
-    Raises:  ValueError when nothing in the module is trained.
+    Raises:  ValueError when nothing in the module is trained, or a trained parameter has the rate 0.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not trained:
@@ -70,11 +78,10 @@ def engine(
     join()
     module.register_forward_hook(_sums)  # before DeepSpeed's own hooks, so that these see the dict
     adamw = torch.optim.AdamW(
-        trained,
+        _groups(module, optimizer, care),
         lr=optimizer.learning_rate,
         betas=optimizer.betas,
         eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
         foreach=False,
     )
     settings = _settings(optimizer, execution, trained, rows_per_rank_micro, accumulation)
@@ -82,6 +89,25 @@ def engine(
         built, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=settings)
     built.train()
     return built
+
+
+def _groups(module: nn.Module, optimizer: AdamW, care: Callable[[str], Care]) -> list[dict[str, Any]]:
+    """The optimizer's groups: what is trained, by its care. `factor` is of the learning rate."""
+    groups: dict[Care, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            treated = care(name)
+            if treated.rate <= 0:
+                raise ValueError(f"{name} is trained at the rate 0: freeze it (its weights would still decay)")
+            groups.setdefault(treated, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "factor": treated.rate,
+            "weight_decay": optimizer.weight_decay if treated.decay else 0.0,
+        }
+        for treated, parameters in groups.items()
+    ]
 
 
 def backward(engine: Engine, total: Tensor, *, last: bool) -> None:
@@ -97,7 +123,7 @@ def backward(engine: Engine, total: Tensor, *, last: bool) -> None:
 def step(engine: Engine, rate: float) -> float:
     """One optimizer step at this rate. Returns the global gradient norm before clipping; inf when it was not finite."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
     if isinstance(engine.optimizer, torch.optim.Optimizer):  # stage 0 in float32: DeepSpeed clips and keeps no norm
         gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
