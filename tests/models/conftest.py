@@ -18,7 +18,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 from models.interface import Batch, Draw
-from models.layout import CONTROL, Document
+from models.layout import CONTROL, Document, Slot
+from models.sequence import batched
+from models.views import Cut
 
 Collate = Callable[..., Batch]
 SaveTokenizer = Callable[..., None]
@@ -34,34 +36,14 @@ def collate() -> Collate:
     """(rows of documents, pictures float32[*, 3, H, W] counted into by slots, extra padding) -> Batch."""
 
     def collated(rows: Sequence[Sequence[Document]], pictures: Tensor, padding: int = 0) -> Batch:
-        length = max(sum(len(document) for document in row) for row in rows) + padding
-        ids, which, position = (torch.zeros(len(rows), length, dtype=torch.int64) for _ in range(3))
-        target = torch.zeros(len(rows), length, dtype=torch.bool)
-        shown, row_of, start, answer = [], [], [], []
-        for row, documents in enumerate(rows):
-            first = 0
-            for number, document in enumerate(documents, start=1):
-                here = slice(first, first + len(document))
-                ids[row, here] = torch.tensor(document.ids)
-                target[row, here] = torch.tensor(document.targets)
-                which[row, here] = number
-                position[row, here] = torch.arange(len(document))
-                for slot in document.slots:
-                    shown.append(slot.picture)
-                    row_of.append(row)
-                    start.append(first + slot.start)
-                    answer.append(slot.answer)
-                first += len(document)
-        return Batch(
-            ids=ids,
-            document=which,
-            position=position,
-            target=target,
-            pictures=pictures[torch.tensor(shown, dtype=torch.int64)],
-            row=torch.tensor(row_of, dtype=torch.int64),
-            start=torch.tensor(start, dtype=torch.int64),
-            answer=torch.tensor(answer, dtype=torch.bool),
-        )
+        tiles = (pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1)[:, None].numpy()
+        side = pictures.shape[-1]
+        longest = max(sum(len(document) for document in row) for row in rows)
+
+        def picture(row: int, number: int, slot: Slot) -> tuple[Cut, tuple[int, int]]:
+            return Cut(tiles[slot.picture], (1, 1)), (side, side)
+
+        return batched(rows, picture, sides={"seen": side, "drawn": side}, length=longest + padding)[0]
 
     return collated
 
@@ -79,8 +61,8 @@ def draw() -> Draw:
 
 @pytest.fixture
 def pictures() -> Tensor:
-    """Eight different pictures of broad patches: float32[8, 3, 32, 32]."""
-    coarse = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(5))
+    """Eight different pictures of broad patches, as bytes hold them: float32[8, 3, 32, 32]."""
+    coarse = (torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(5)) * 255).round() / 255
     return coarse.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
 
 

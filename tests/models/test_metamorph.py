@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from models.configs import Llama, MetaMorph, Pretrained, Siglip
+from models.configs import MetaMorph
 from models.interface import Batch, Draw
 from models.layout import ByteTokenizer, ChatLayout, Document
-from models.metamorph import MetaMorphArchitecture, attention_mask, build, generate
+from models.metamorph import MetaMorphArchitecture, build, generate
+from models.parts import Llama, Pretrained, Siglip
 
 TINY = MetaMorph(
     backbone=Llama(width=32, layers=2, heads=4, kv_heads=2, ffn=48),
@@ -53,7 +54,7 @@ def document(layout: ChatLayout, chat: tuple[list, str]) -> Document:
 
 
 def sums(architecture: MetaMorphArchitecture, batch: Batch, draw: Draw) -> dict[str, Tensor]:
-    return dict(architecture.module(batch, architecture.encoder(batch.pictures), draw).sums)
+    return dict(architecture.module(batch, architecture.encode(batch), draw).sums)
 
 
 def gradients(architecture: MetaMorphArchitecture, total: Tensor) -> dict[str, Tensor]:
@@ -144,7 +145,7 @@ def test_a_picture_of_the_user_is_read_but_not_learned(
 ) -> None:
     batch = collate([[document(layout, READ)]], pictures)
     found = sums(architecture, batch, draw)
-    other = sums(architecture, replace(batch, pictures=pictures[:1]), draw)
+    other = sums(architecture, replace(batch, seen=replace(batch.seen, pixels=pictures[:1])), draw)
     assert found["picture"] == 0 and found["text"] != other["text"]
 
 
@@ -176,12 +177,6 @@ def test_no_place_sees_a_later_one(
         before = sums(architecture, replace(batch, target=only), draw)["text"]
         after = sums(architecture, replace(batch, target=only, ids=changed), draw)["text"]
         torch.testing.assert_close(before, after, rtol=0, atol=0)
-
-
-def test_the_mask_is_causal_inside_documents_and_leaves_no_row_empty() -> None:
-    rows = ["100000", "110000", "001000", "001100", "000010", "000011"]
-    expected = torch.tensor([[letter == "1" for letter in row] for row in rows])
-    assert torch.equal(attention_mask(torch.tensor([[1, 1, 2, 2, 0, 0]]))[0, 0], expected)
 
 
 def test_documents_packed_in_one_row_learn_as_they_do_apart(
@@ -225,7 +220,7 @@ def test_every_parameter_gets_a_gradient_whatever_a_micro_batch_lacks(
         batch = replace(batch, target=torch.zeros_like(batch.target))
     if lacking == "everything":  # a phantom pack: nothing but padding
         batch = replace(batch, document=torch.zeros_like(batch.document), ids=torch.zeros_like(batch.ids))
-    losses = architecture.module(batch, architecture.encoder(batch.pictures), draw)
+    losses = architecture.module(batch, architecture.encode(batch), draw)
     counts = architecture.counts(batch)
     for modality, value in losses.sums.items():
         assert value.isfinite() and (counts[modality] > 0 or value == 0)
@@ -401,13 +396,15 @@ def test_an_answer_with_the_cache_equals_one_computed_anew_for_each_token(
     eager: MetaMorphArchitecture, layout: ChatLayout, pictures: Tensor, limit: int
 ) -> None:
     prompt = layout.prompt(READ[0][:1], task="image_qa", key="k", answer="free")
-    found = generate(eager, layout, prompt, pictures, answer="free", max_tokens=24, max_pictures=limit)
+    found = generate(
+        eager, layout, prompt, eager.encoder(pictures[2:3]), answer="free", max_tokens=24, max_pictures=limit
+    )
     expected = answer_without_cache(eager, layout, prompt, pictures, said=24, limit=limit)
 
     drawn = [part for part in found.parts if isinstance(part, Tensor)]
     tokens = torch.stack([part for part in expected if isinstance(part, Tensor)])
     assert len(drawn) == limit and isinstance(found.parts[0], str)  # so that the comparison covers both
-    torch.testing.assert_close(torch.cat(drawn), tokens)
+    torch.testing.assert_close(torch.cat(drawn), tokens, rtol=0, atol=1e-4)  # wide weights enlarge rounding
     numbers = [part for part in expected if isinstance(part, int) and part != layout.image_start]
     assert len(numbers) == 24 - limit
     text = "".join(part for part in found.parts if isinstance(part, str))
@@ -418,7 +415,7 @@ def test_a_picture_has_exactly_its_tokens_each_of_length_one(
     eager: MetaMorphArchitecture, layout: ChatLayout, pictures: Tensor
 ) -> None:
     prompt = layout.prompt(READ[0][:1], task="image_qa", key="k", answer="free")
-    found = generate(eager, layout, prompt, pictures, answer="free", max_tokens=24, max_pictures=2)
+    found = generate(eager, layout, prompt, eager.encoder(pictures[2:3]), answer="free", max_tokens=24, max_pictures=2)
     drawn = [part for part in found.parts if isinstance(part, Tensor)]
     assert len(drawn) == 2
     for picture in drawn:
@@ -430,7 +427,7 @@ def test_a_text_answer_opens_no_picture_even_when_one_is_likeliest(
     eager: MetaMorphArchitecture, layout: ChatLayout, pictures: Tensor
 ) -> None:
     prompt = layout.prompt(READ[0][:1], task="image_qa", key="k", answer="text")
-    found = generate(eager, layout, prompt, pictures, answer="text", max_tokens=24)
+    found = generate(eager, layout, prompt, eager.encoder(pictures[2:3]), answer="text", max_tokens=24)
     assert all(isinstance(part, str) for part in found.parts)
 
 
@@ -438,7 +435,7 @@ def test_a_picture_answer_is_one_picture(
     architecture: MetaMorphArchitecture, layout: ChatLayout, pictures: Tensor
 ) -> None:
     prompt = layout.prompt([("user", ["a cat"])], task="text_to_image", key="k", answer="picture")
-    found = generate(architecture, layout, prompt, pictures[:0], answer="picture", max_tokens=8)
+    found = generate(architecture, layout, prompt, torch.zeros(0, 4, 16), answer="picture", max_tokens=8)
     (picture,) = found.parts
     assert isinstance(picture, Tensor) and picture.shape == (4, 16)
 
@@ -450,19 +447,21 @@ def test_an_answer_ends_at_the_end_of_the_turn(layout: ChatLayout, pictures: Ten
     # the likeliest id changes places with the end of the turn
     rows = architecture.module.backbone.lm_head.weight.data
     rows[[likeliest, layout.end_of_turn]] = rows[[layout.end_of_turn, likeliest]]
-    assert generate(architecture, layout, prompt, pictures, answer="text", max_tokens=8).parts == ()
+    features = architecture.encoder(pictures[2:3])
+    assert generate(architecture, layout, prompt, features, answer="text", max_tokens=8).parts == ()
 
 
 def test_answers_are_reproducible_and_leave_the_module_in_its_mode(
     architecture: MetaMorphArchitecture, layout: ChatLayout, pictures: Tensor
 ) -> None:
     prompt = layout.prompt(READ[0][:1], task="image_qa", key="k", answer="text")
+    features = architecture.encoder(pictures[2:3])
     architecture.module.train()
     architecture.module.backbone.activation_checkpointing_enable()  # in training mode it would switch the cache off
-    first = generate(architecture, layout, prompt, pictures, answer="text", max_tokens=10)
+    first = generate(architecture, layout, prompt, features, answer="text", max_tokens=10)
     assert architecture.module.training
     architecture.module.backbone.activation_checkpointing_disable()
-    assert generate(architecture, layout, prompt, pictures, answer="text", max_tokens=10) == first
+    assert generate(architecture, layout, prompt, features, answer="text", max_tokens=10) == first
 
 
 def test_eight_captions_are_learned_as_eight_pictures(collate: Collate, pictures: Tensor, draw: Draw) -> None:
@@ -492,6 +491,6 @@ def test_eight_captions_are_learned_as_eight_pictures(collate: Collate, pictures
 
     for i, letter in enumerate("abcdefgh"):
         prompt = layout.prompt([("user", [letter])], task="text_to_image", key="k", answer="picture")
-        (picture,) = generate(architecture, layout, prompt, pictures[:0], answer="picture", max_tokens=1).parts
+        (picture,) = generate(architecture, layout, prompt, torch.zeros(0, 4, 16), answer="picture", max_tokens=1).parts
         assert isinstance(picture, Tensor)
         assert int((features * picture).sum(dim=-1).mean(dim=-1).argmax()) == i

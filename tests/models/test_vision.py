@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig
 
 from models import pretrained
-from models.configs import Llama, MetaMorph, Pretrained, Siglip, StableDiffusion
+from models.configs import MetaMorph
+from models.parts import Llama, Pretrained, Siglip, StableDiffusion
 from models.vision import VisionEncoder
 
 TINY = Siglip(picture=32, patch=8, width=16, layers=2, heads=2, ffn=32)
@@ -112,7 +113,7 @@ def test_the_vision_side_of_a_published_siglip_loads(siglip_folder: Path, pictur
 
 def test_a_config_reads_its_picture_size_from_published_weights(siglip_folder: Path) -> None:
     backbone = Llama(width=16, layers=1, heads=2, kv_heads=1, ffn=32)
-    assert MetaMorph(backbone=backbone, vision=Pretrained(path=str(siglip_folder))).picture == 32
+    assert MetaMorph(backbone=backbone, vision=Pretrained(path=str(siglip_folder))).seen.side == 32
 
 
 def test_missing_weights_are_an_error_not_random_numbers(siglip_folder: Path) -> None:
@@ -126,7 +127,7 @@ def test_missing_weights_are_an_error_not_random_numbers(siglip_folder: Path) ->
 
 
 def test_a_model_of_another_kind_is_refused(siglip_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"type 'siglip', not a Llama-type model"):
+    with pytest.raises(ValueError, match=r"type 'siglip', not a decoder of the Llama family"):
         pretrained.language_model(Pretrained(path=str(siglip_folder)))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"holds no readable config\.json"):

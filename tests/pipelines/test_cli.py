@@ -217,7 +217,7 @@ def test_a_full_line_of_metamorph_trains_samples_and_reports(built: Path, tmp_pa
     words = ("sample", speaking, "--prompts", prompts, "--image", picture, "--answer", "text", "--max-tokens", "4")
     assert len(interlace(*words).stdout.splitlines()) == 2
     refused = interlace("sample", painting, "a cat", expect=2)
-    assert "it does not answer prompts" in refused.stderr
+    assert "a visualizer answers no prompts" in refused.stderr
     unreadable = tmp_path / "page.png"
     unreadable.write_text("<html>")
     assert "web page" in interlace("sample", speaking, "what?", "--image", unreadable, expect=2).stderr

@@ -26,6 +26,7 @@ from dataflow.mixture import Group, Member, Mixture
 from dataflow.record import Candidate, Image, Message, Text
 from dataflow.sources import Read, matching
 from models.layout import ByteTokenizer, ChatLayout
+from models.views import Square
 from pipelines.corpus import Corpus
 from pipelines.training import AdamW, Execution, Training
 
@@ -61,7 +62,8 @@ class Words:
     """Learns the text alone; a backbone of its own."""
 
     width: int = 16
-    picture: ClassVar[int] = 8
+    seen: ClassVar[Square] = Square(side=8)
+    drawn: ClassVar[None] = None
     version: ClassVar[int] = 1
     tasks: ClassVar[tuple[str, ...]] = ("text_to_image",)
 
@@ -73,7 +75,7 @@ class Words:
         from torch import nn
         from torch.nn import functional as F
 
-        from models.interface import Losses
+        from models.interface import Care, Losses
 
         class Backbone(nn.Module):
             def __init__(self, width):
@@ -91,6 +93,12 @@ class Words:
             def __init__(self, width):
                 torch.manual_seed(0)
                 self.encoder, self.module = nn.Flatten(), Backbone(width)
+
+            def encode(self, batch):
+                return self.encoder(batch.seen.pixels)
+
+            def care(self, name):
+                return Care()
 
             def counts(self, batch):
                 return {"text": int(batch.target[:, 1:].sum())}

@@ -123,19 +123,21 @@ def alone(training):  # -> (weights by name, norms)
 
     built, optimizer = training.architecture.build(), training.optimizer
     trained = {name: p for name, p in built.module.named_parameters() if p.requires_grad}
-    adamw = torch.optim.AdamW(
-        trained.values(), lr=0.0, betas=optimizer.betas, eps=optimizer.eps, weight_decay=optimizer.weight_decay
-    )
+    groups = [
+        {"params": [p], "factor": care.rate, "weight_decay": optimizer.weight_decay if care.decay else 0.0}
+        for p, care in ((p, built.care(name)) for name, p in trained.items())
+    ]
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=optimizer.betas, eps=optimizer.eps)
     norms = []
     for position in range(training.steps):
         whole = toys.item(position, range(training.batch))
         batch, draw = whole.batch, whole.draw
-        losses, counts = built.module(batch, built.encoder(batch.pictures), draw), built.counts(batch)
+        losses, counts = built.module(batch, built.encode(batch), draw), built.counts(batch)
         text, picture = (built.weights[name] * losses.sums[name] / counts[name] for name in built.weights)
         (text + picture).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), optimizer.clip or math.inf)))
         for group in adamw.param_groups:
-            group["lr"] = zero.rate(optimizer, position, training.steps)
+            group["lr"] = group["factor"] * zero.rate(optimizer, position, training.steps)
         adamw.step()
         adamw.zero_grad()
     return {name: p.detach() for name, p in trained.items()}, norms

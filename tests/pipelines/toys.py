@@ -17,7 +17,10 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from dataflow.mixture import Mixture
-from models.interface import Batch, Draw, Losses
+from models.interface import Batch, Care, Draw, Losses
+from models.layout import Document, Slot
+from models.sequence import batched
+from models.views import Cut
 from pipelines import zero
 from pipelines.batching import Micro
 from pipelines.training import AdamW, Execution, Training
@@ -43,13 +46,13 @@ class Branches(nn.Module):
         hidden = self.tower(torch.tanh(self.words(batch.ids)))
         logits = self.text(hidden[:, :-1])
         text = F.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
-        guess = self.picture(self.start + hidden[batch.row, -1])
+        guess = self.picture(self.start + hidden[batch.drawn.row, -1])
         noise = torch.zeros_like(guess)
         for place in range(len(features)):
             noise[place] = torch.rand(3 * PIXELS, generator=draw("noise", place))
         picture = (guess - features.flatten(1) - 0.1 * noise).square().mean(-1)
         learned = batch.target[:, 1:].flatten()
-        return Losses(sums={"text": (text * learned).sum(), "picture": picture[batch.answer].sum()})
+        return Losses(sums={"text": (text * learned).sum(), "picture": picture[batch.drawn.answer].sum()})
 
 
 class Encoder(nn.Module):
@@ -68,8 +71,14 @@ class Built:
     encoder: nn.Module
     module: nn.Module
 
+    def encode(self, batch: Batch) -> Tensor:
+        return self.encoder(batch.drawn.pixels)
+
     def counts(self, batch: Batch) -> dict[str, int]:
-        return {"text": int(batch.target[:, 1:].sum()), "picture": int(batch.answer.sum())}
+        return {"text": int(batch.target[:, 1:].sum()), "picture": int(batch.drawn.answer.sum())}
+
+    def care(self, name: str) -> Care:
+        return Care(rate=0.5 if name.startswith("words.") else 1.0, decay=name != "text.weight")
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -96,26 +105,23 @@ class Toy:
 
 def item(position: int, rows: range) -> Micro:
     """These rows of a position. Only even rows hold a picture, so with two ranks one of them never sees any."""
-    ids, pictures, owners = [], [], []
-    for place, row in enumerate(rows):
+    documents, pictures = [], {}
+    for row in rows:
         generator = torch.Generator().manual_seed(1000 * position + row)
-        ids.append(torch.randint(WORDS, (LENGTH,), generator=generator))
+        ids = torch.randint(WORDS, (LENGTH,), generator=generator)
+        slots: tuple[Slot, ...] = ()
         if row % 2 == 0:
-            pictures.append(torch.rand(3, PIXELS, PIXELS, generator=generator))
-            owners.append((place, row))
-    batch = Batch(
-        ids=torch.stack(ids),
-        document=torch.ones(len(ids), LENGTH, dtype=torch.int64),
-        position=torch.arange(LENGTH).expand(len(ids), -1),
-        target=torch.stack(ids) > 2,
-        pictures=torch.stack(pictures) if pictures else torch.zeros(0, 3, PIXELS, PIXELS),
-        row=torch.tensor([place for place, _ in owners], dtype=torch.int64),
-        start=torch.zeros(len(owners), dtype=torch.int64),
-        answer=torch.ones(len(owners), dtype=torch.bool),
-    )
+            pictures[row] = torch.randint(256, (1, PIXELS, PIXELS, 3), generator=generator, dtype=torch.uint8).numpy()
+            slots = (Slot(0, row, True, 1, "drawn", False),)
+        documents.append(Document(tuple(ids.tolist()), tuple((ids > 2).tolist()), slots, (False,) * LENGTH))
 
-    def draw(purpose: str, picture: int) -> torch.Generator:
-        return torch.Generator().manual_seed(7_000_000 + 1000 * position + owners[picture][1])
+    def picture(row: int, number: int, slot: Slot) -> tuple[Cut, tuple[int, int]]:
+        return Cut(pictures[slot.picture], (1, 1)), (PIXELS, PIXELS)
+
+    batch, owners = batched([[document] for document in documents], picture, sides={"seen": 0, "drawn": PIXELS})
+
+    def draw(purpose: str, index: int) -> torch.Generator:
+        return torch.Generator().manual_seed(7_000_000 + 1000 * position + owners["drawn"][index][2])
 
     return Micro(batch=batch, draw=draw, fed=(len(rows),))
 
@@ -165,6 +171,7 @@ def engine(built: Built, training: Training) -> zero.Engine:
         built.module,
         training.optimizer,
         training.execution,
+        care=built.care,
         rows_per_rank_micro=micro_batch,
         accumulation=len(items),
     )
@@ -182,7 +189,7 @@ def advance(
         items = Rows(batch=training.batch)(position, rank, world, training.execution.micro_batch)
         seen = torch.zeros(2, dtype=torch.float64)
         for index, micro in enumerate(items):
-            features = built.encoder(micro.batch.pictures).to(zero.DTYPES[training.execution.dtype])
+            features = built.encode(micro.batch).to(zero.DTYPES[training.execution.dtype])
             sums = engine(micro.batch, features, micro.draw)
             parts = [built.weights[name] * sums[name] * world / counts[name] for name in built.weights]
             zero.backward(engine, parts[0] + parts[1], last=index == len(items) - 1)
