@@ -233,9 +233,7 @@ def llava_next(weights: Pretrained) -> LlavaNextForConditionalGeneration:
         )
         text = _decoder(config.text_config, config.tie_word_embeddings)
         _agreed(weights, LlavaNext(vision=clip, text=text, pinpoints=tiles_of(config).pinpoints))
-    return _loaded(
-        LlavaNextForConditionalGeneration, place, config=config, dtype="float32", attn_implementation="sdpa"
-    )
+    return _loaded(LlavaNextForConditionalGeneration, place, config=config, dtype="float32", attn_implementation="sdpa")
 
 
 def vision_language_sizes(weights: Pretrained) -> VisionLanguage:

@@ -11,7 +11,6 @@ Source: arXiv:2412.14164 section 2.3; visualization/train.py at 0b13deb.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from models import pretrained
 from models.configs import Visualizer
+from models.decoders import random_stable_unet
 from models.diffusion import (
     STABLE_DIFFUSION,
     TIMESTEPS,
@@ -195,7 +195,7 @@ def build(config: Visualizer) -> VisualizerArchitecture:
             encoder = LatentEncoder(vision, pretrained.vae(config.decoder))
             unet, places = pretrained.unet(config.decoder), SD_CONDITION
         else:
-            encoder, unet, places = vision, random_unet(config.decoder), tokens
+            encoder, unet, places = vision, random_stable_unet(config.decoder, 3), tokens
         module = VisualizerModule(
             unet,
             channels=vision.channels,
@@ -206,24 +206,6 @@ def build(config: Visualizer) -> VisualizerArchitecture:
             dropout=config.condition_dropout,
         )
     return VisualizerArchitecture(config, encoder=encoder, module=module)
-
-
-def random_unet(sizes: UNet) -> UNet2DConditionModel:
-    """Stable Diffusion's UNet in small, over pixels; the condition enters where a scale attends, and in the middle."""
-    down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in sizes.attends)
-    up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(sizes.attends))
-    return UNet2DConditionModel(
-        sample_size=sizes.picture,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=sizes.channels,
-        layers_per_block=sizes.layers_per_block,
-        down_block_types=down,
-        up_block_types=up,
-        cross_attention_dim=sizes.condition_width,
-        attention_head_dim=sizes.heads,  # diffusers' name for the number of heads
-        norm_num_groups=math.gcd(32, *sizes.channels),
-    )
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """What a training is given at one position, for people: text, pictures and who sees whom, on one HTML page.
 
-    spelled(document)     the same of one document as a line: <begin>a red cat<boi>[drawn 0: 64]<eoi><stop>
+spelled(document)     the same of one document as a line: <begin>a red cat<boi>[drawn 0: 64]<eoi><stop>
 """
 
 from __future__ import annotations
