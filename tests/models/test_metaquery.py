@@ -244,9 +244,9 @@ def test_read_pictures_are_the_features_of_transformers_llava() -> None:
 def test_places_are_those_that_transformers_qwen_counts_in_every_document_alone() -> None:
     model: Any = random_model(QWEN)
     apart: Chat = ([("user", [0, "and", 1, "both at sea"]), ("assistant", [2])], "subject_driven")
-    packed = batch_of([[EDIT, apart]], padding=3)
+    packed = batch_of([[apart, EDIT]], padding=3)
     found, first = places(packed), 0
-    for chat in (EDIT, apart):
+    for chat in (apart, EDIT):
         alone = batch_of([[chat]], padding=0)
         kind = torch.zeros_like(alone.ids)
         for start, tokens in zip(alone.seen.start.tolist(), alone.seen.tokens.tolist(), strict=True):
@@ -274,7 +274,7 @@ def test_the_states_are_those_of_transformers_model(architecture: MetaQueryArchi
 
 
 def test_a_black_picture_takes_the_place_of_one_of_its_size(architecture: MetaQueryArchitecture) -> None:
-    batch = batch_of([[SUBJECT], [EDIT]])
+    batch = batch_of([[EDIT], [SUBJECT], [EDIT]])
     encoded = architecture.encode(batch)
     black = replace(batch.seen, pixels=torch.zeros_like(batch.seen.pixels))
     assert encoded.black.shape == encoded.seen.shape
@@ -331,6 +331,32 @@ def test_hidden_words_change_nothing_and_others_do(architecture: MetaQueryArchit
                 found.append(architecture.module.condition(batch, encoded, hiding, batch.seen.answer)[0])
     torch.testing.assert_close(found[0], found[2])
     assert not torch.allclose(found[1], found[3])
+
+
+def test_hidden_words_are_no_part_of_a_condition_of_what_was_said() -> None:
+    config = replace(TINY, condition="last_layer")
+    architecture, batch = build(config), batch_of([[ASKED], [SUBJECT]], config)
+    encoded, none = architecture.encode(batch), torch.zeros_like(batch.condition)
+    before = batch.drawn.start - 1  # without the mark
+    with torch.no_grad():
+        for hiding in (none, batch.condition):
+            _, present = architecture.module.condition(batch, encoded, hiding, batch.seen.answer)
+            assert torch.equal(present.sum(dim=1), before - hiding.sum(dim=1))
+
+
+def test_without_guidance_towards_words_or_pictures_they_do_not_matter(architecture: MetaQueryArchitecture) -> None:
+    shown = images()
+    other = [Image.eval(image, lambda value: 255 - value) for image in shown]
+
+    def painted(words: str, pictures: list[Image.Image], image_guidance: float) -> Tensor:
+        asked = Asked(answer="picture", steps=2, guidance=0.0, image_guidance=image_guidance)
+        (part,) = architecture.answer([("user", (0, words))], pictures, asked, task="image_editing", key="k").parts
+        assert isinstance(part, Tensor)
+        return part
+
+    torch.testing.assert_close(painted("redder", shown, 0.0), painted("bluer!", other, 0.0))
+    torch.testing.assert_close(painted("redder", shown, 1.0), painted("bluer!", shown, 1.0))
+    assert not torch.allclose(painted("redder", shown, 1.0), painted("redder", other, 1.0))
 
 
 def written(layout: MetaQueryLayout, ids: tuple[int, ...]) -> str:
