@@ -110,6 +110,27 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "parameters.safetensors")
 
 
+def start_from(run: Path, module: nn.Module) -> str:
+    """Put the last weights of another run into a module that is not under an engine yet; says what was taken.
+
+    Raises:  ValueError when that run has no checkpoint, or one of its weights does not fit.
+    """
+    newest = latest(run / "checkpoints")
+    if newest is None:
+        raise ValueError(f"{run} has no checkpoint to start from: train it again")
+    taken = weights(newest)
+    here = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wrong = [name for name, tensor in taken.items() if here.get(name) != tuple(tensor.shape)]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(taken)} weights of {newest} do not fit this architecture, first {wrong[0]}: "
+            "start from a training of the same parts"
+        )
+    module.load_state_dict(taken, strict=False)
+    anew = [name for name, parameter in module.named_parameters() if parameter.requires_grad and name not in taken]
+    return f"started from {newest}: {len(taken)} weights taken, {len(anew)} trained ones begin anew"
+
+
 def latest(checkpoints: Path) -> Path | None:
     """The newest checkpoint with a sound state.json, or None. Half-written folders do not count."""
     return max(_sound(checkpoints), key=_number, default=None)

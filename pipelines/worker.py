@@ -70,7 +70,10 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
             stack.enter_context(alone(run / "ray" / "lock", run.name, patience=LEFTOVER_WRITER))
         architecture: Architecture = training.architecture.build()
         if (run / "start.json").exists():
-            _start(run, architecture)
+            earlier = Path(json.loads((run / "start.json").read_text())["run"])
+            told = checkpoint.start_from(earlier, architecture.module)
+            if rank == 0:
+                print(told, flush=True)
         digests = {
             "batches": batches.digest,
             "encoder": _digest(architecture.encoder.state_dict().items()),
@@ -124,30 +127,6 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
             done = json.dumps({"steps": steps, "losses": losses}, indent=1) + "\n"
             write_atomically(run / "done.json", done.encode())
         distributed.barrier()
-
-
-def _start(run: Path, architecture: Architecture) -> None:
-    """Take the last weights of the run that this one starts from.
-
-    Raises:  ValueError when that run has none, or one of them does not fit.
-    """
-    earlier = Path(json.loads((run / "start.json").read_text())["run"])
-    newest = checkpoint.latest(earlier / "checkpoints")
-    if newest is None:
-        raise ValueError(f"{earlier} has no checkpoint to start from: train it again")
-    weights = checkpoint.weights(newest)
-    here = {name: tuple(tensor.shape) for name, tensor in architecture.module.state_dict().items()}
-    wrong = [name for name, tensor in weights.items() if here.get(name) != tuple(tensor.shape)]
-    if wrong:
-        raise ValueError(
-            f"{len(wrong)} of {len(weights)} weights of {newest} do not fit this architecture, first {wrong[0]}: "
-            "start from a training of the same parts"
-        )
-    architecture.module.load_state_dict(weights, strict=False)
-    if distributed.get_rank() == 0:
-        trained = [name for name, parameter in architecture.module.named_parameters() if parameter.requires_grad]
-        anew = [name for name in trained if name not in weights]
-        print(f"started from {newest}: {len(weights)} weights taken, {len(anew)} trained ones begin anew", flush=True)
 
 
 def _step(
