@@ -226,6 +226,11 @@ def test_a_full_line_of_metamorph_trains_samples_and_reports(built: Path, tmp_pa
     text = page.read_text()
     assert text.count("<svg") == 3
     assert "http://" not in text and "https://" not in text
+    judged = interlace("evaluate", speaking, "--root", built, "--records", "4", "--questions", "2").stdout
+    assert "of 2 answered as the corpus does" in next(line for line in judged.splitlines() if "image_qa" in line)
+    assert json.loads(Path(speaking, "evaluation.json").read_text())["step"] == 2
+    interlace("look", "metamorph:tiny", "--root", built, "--position", "1", "--out", page, *short)
+    assert "metamorph-tiny, position 1" in page.read_text()
     with Path(speaking, "metrics.jsonl").open() as stream:
         fed = [json.loads(line)["fed"] for line in stream]
     assert [sum(line.values()) for line in fed] == [4, 4]
