@@ -233,21 +233,11 @@ def phrased(turns: Turns, *, task: str, key: str) -> list[tuple[str, list[str | 
     return worded
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChatLayout:
-    """MetaMorph's chat: the family's headers, each picture between <image_start> and <image_end>.
-
-    The two picture tokens are not in the tokenizer: their ids follow its last, their rows are the model's own.
-    Source: metamorph/conversation.py conv_llama_3 and train.py preprocess_multimodal, read at 0b13deb.
-    """
+class Marked:
+    """What layouts share that put two marks around a picture: their ids are no ids of the tokenizer, they follow it."""
 
     tokenizer: Tokenizer
-    picture_tokens: int  # tokens of one picture between its two marks
-    template: Template = LLAMA3
-
-    def __post_init__(self) -> None:
-        if self.template.opens is None:
-            raise ValueError("a chat needs the template of an instruct model: llama3 or chatml")
+    template: Template
 
     @property
     def image_start(self) -> int:
@@ -264,6 +254,23 @@ class ChatLayout:
         """Id of the mark after a turn."""
         assert self.template.ends is not None
         return self.tokenizer.control(self.template.ends)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatLayout(Marked):
+    """MetaMorph's chat: the family's headers, each picture between <image_start> and <image_end>.
+
+    The two picture tokens are not in the tokenizer: their ids follow its last, their rows are the model's own.
+    Source: metamorph/conversation.py conv_llama_3 and train.py preprocess_multimodal, read at 0b13deb.
+    """
+
+    tokenizer: Tokenizer
+    picture_tokens: int  # tokens of one picture between its two marks
+    template: Template = LLAMA3
+
+    def __post_init__(self) -> None:
+        if self.template.opens is None:
+            raise ValueError("a chat needs the template of an instruct model: llama3 or chatml")
 
     @property
     def names(self) -> Mapping[int, str]:
@@ -307,7 +314,7 @@ class ChatLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlainLayout:
+class PlainLayout(Marked):
     """Transfusion's documents: what is said end to end, without headers; pictures between BOI and EOI, all drawn.
 
         <begin> a red cat <boi> p p p p <eoi> <stop>           caption_pair; targets: a red cat <boi> <stop>
@@ -321,16 +328,6 @@ class PlainLayout:
     tokenizer: Tokenizer
     picture_tokens: int
     template: Template = LLAMA3
-
-    @property
-    def image_start(self) -> int:
-        """Id of BOI."""
-        return self.tokenizer.size
-
-    @property
-    def image_end(self) -> int:
-        """Id of EOI."""
-        return self.tokenizer.size + 1
 
     @property
     def end_of_turn(self) -> int:
@@ -478,7 +475,7 @@ _REQUEST_HIDES = ("text_to_image", "subject_driven")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetaQueryLayout:
+class MetaQueryLayout(Marked):
     """MetaQuery's chat: what the user shows and says, and in the assistant's turn queries, once for every picture.
 
         (system) <header user> <mark> p p p p <mark> redder <end> <header assistant> \\n <begin> q q q q <end> <end>
@@ -504,22 +501,6 @@ class MetaQueryLayout:
     chat_system: str = ""
     reconstruction: float = 0.0
     caption_tokens: int = 256
-
-    @property
-    def image_start(self) -> int:
-        """Id of the mark before the queries."""
-        return self.tokenizer.size
-
-    @property
-    def image_end(self) -> int:
-        """Id of the mark after them."""
-        return self.tokenizer.size + 1
-
-    @property
-    def end_of_turn(self) -> int:
-        """Id of the mark after a turn."""
-        assert self.template.ends is not None
-        return self.tokenizer.control(self.template.ends)
 
     @property
     def names(self) -> Mapping[int, str]:

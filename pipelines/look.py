@@ -46,7 +46,7 @@ def spelled(document: Document, layout: Layout) -> str:
     """A document as a line: control tokens and marks by name, [view picture: tokens], targets between { and }."""
     slots = {slot.start: slot for slot in document.slots}
     inside = {slot.start + place for slot in document.slots for place in range(slot.tokens)}
-    told, learning = [], False
+    names, told, learning = layout.names, [], False
     for place, (number, target) in enumerate(zip(document.ids, document.targets, strict=True)):
         if place in slots:
             told.append(f"[{slots[place].view} {slots[place].picture}: {slots[place].tokens}]")
@@ -55,7 +55,7 @@ def spelled(document: Document, layout: Layout) -> str:
         if target != learning:
             told.append("{" if target else "}")
             learning = target
-        told.append(layout.names.get(number) or _Bytes(number))
+        told.append(names.get(number) or _Bytes(number))
     return "".join(_joined(told, layout)) + ("}" if learning else "")
 
 
@@ -84,15 +84,16 @@ def page(training: Training, batches: RecordBatches, position: int, out: Path) -
     architecture, batch = training.architecture, micro.batch
     nothing = torch.zeros_like(batch.target)
     sight = sees(batch.document, blocks(batch, whole=architecture.whole_pictures), nothing)
+    layout, lengths = architecture.layout(), (batch.document > 0).sum(dim=1).tolist()
     rows = [
         {
-            "pieces": list(_pieces(batch, row, architecture.layout())),
-            "tokens": int((batch.document[row] > 0).sum()),
+            "pieces": list(_pieces(batch, row, length, layout)),
+            "tokens": length,
             "targets": int(batch.target[row].sum()),
-            "mask": _mask(sight[row, 0], int((batch.document[row] > 0).sum())),
+            "mask": _mask(sight[row, 0], length),
         }
-        for row in range(len(batch.ids))
-        if bool((batch.document[row] > 0).any())
+        for row, length in enumerate(lengths)
+        if length
     ]
     template = Environment(autoescape=True).from_string(_TEMPLATE.read_text())
     fed = ", ".join(f"{name} {count}" for name, count in zip(batches.sources, micro.fed, strict=True) if count)
@@ -101,9 +102,9 @@ def page(training: Training, batches: RecordBatches, position: int, out: Path) -
     return out
 
 
-def _pieces(batch: Batch, row: int, layout: Layout) -> Iterator[Piece]:
-    """One row, from left to right."""
-    pictures = {}
+def _pieces(batch: Batch, row: int, length: int, layout: Layout) -> Iterator[Piece]:
+    """One row of so many tokens, from left to right."""
+    names, pictures = layout.names, {}
     for view, name in ((batch.seen, "seen"), (batch.drawn, "drawn")):
         first = view.tiles.cumsum(0) - view.tiles
         for index in (view.row == row).nonzero()[:, 0].tolist():
@@ -111,7 +112,7 @@ def _pieces(batch: Batch, row: int, layout: Layout) -> Iterator[Piece]:
             pictures[int(view.start[index])] = Piece(
                 kind=kind, picture=_shown(view, index, int(first[index])), tokens=int(view.tokens[index])
             )
-    place, length = 0, int((batch.document[row] > 0).sum())
+    place = 0
     while place < length:
         if place in pictures:
             yield pictures[place]
@@ -121,7 +122,7 @@ def _pieces(batch: Batch, row: int, layout: Layout) -> Iterator[Piece]:
         while place < length and place not in pictures and _kind(batch, row, place) == kind:
             place += 1
         numbers = batch.ids[row, start:place].tolist()
-        told = [layout.names.get(number) or _Bytes(number) for number in numbers]
+        told = [names.get(number) or _Bytes(number) for number in numbers]
         yield Piece(kind=kind, text="".join(_joined(told, layout)), tokens=place - start)
 
 
