@@ -17,6 +17,7 @@ from torch import Tensor
 from models.configs import LLaVAFusion, LMFusion, MetaMorph, MetaQuery, Transfusion, Visualizer
 from models.interface import Architecture, Asked, Batch, Draw
 from models.layout import Slot
+from models.parts import Lora
 from models.sequence import batched, sides
 from models.views import Cut
 
@@ -52,7 +53,7 @@ class Case:
 CASES = {
     "metamorph": Case(MetaMorph(backbone=parts.LLAMA, vision=parts.SIGLIP, grid=2)),
     "visualizer": Case(
-        Visualizer(vision=parts.SIGLIP, decoder=parts.UNET, grid=2, projector_width=16, condition_dropout=0.0),
+        Visualizer(vision=parts.SIGLIP, decoder=parts.STABLE, grid=2, projector_width=16, condition_dropout=0.0),
         deaf=("text",),
     ),
     "transfusion": Case(
@@ -60,6 +61,18 @@ CASES = {
     ),
     "lmfusion": Case(
         LMFusion(backbone=parts.LLAMA, canvas=parts.PIXELS, coder=parts.UNET_CODER, condition_dropout=0.0)
+    ),
+    "lmfusion with LoRA": Case(
+        LMFusion(
+            backbone=parts.LLAMA,
+            canvas=parts.PIXELS,
+            coder=parts.UNET_CODER,
+            condition_dropout=0.0,
+            text_rate=0.1,
+            lora=tuple(
+                Lora(part=part, rank=2, alpha=4.0, targets=("q_proj", "down_proj")) for part in ("backbone", "tower")
+            ),
+        )
     ),
     "llavafusion": Case(
         LLaVAFusion(backbone=parts.LLAVA_NEXT, canvas=parts.PIXELS, coder=parts.UNET_CODER, condition_dropout=0.0)
@@ -72,6 +85,22 @@ CASES = {
             queries=5,
             condition_dropout=0.0,
             pixels=(64 * 4, 64 * 12),
+            system="",
+        ),
+        deaf=("understanding", "text"),
+    ),
+    # the same of a second family: whatever takes `inputs_embeds`, whatever reads `encoder_hidden_states`
+    "metamorph of qwen2": Case(MetaMorph(backbone=parts.QWEN2, vision=parts.SIGLIP, grid=2, head="mlp")),
+    "transfusion of qwen2": Case(
+        Transfusion(backbone=parts.QWEN2, canvas=parts.PIXELS, coder=parts.LINEAR_CODER, condition_dropout=0.0)
+    ),
+    "metaquery of llava": Case(
+        MetaQuery(
+            backbone=parts.LLAVA_ONEVISION,
+            decoder=parts.STABLE,
+            connector=parts.CONNECTOR,
+            queries=5,
+            condition_dropout=0.0,
             system="",
         ),
         deaf=("understanding", "text"),
