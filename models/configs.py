@@ -24,13 +24,13 @@ from models.parts import (
     Llama,
     LlavaNext,
     LlavaOneVision,
+    Lora,
+    OpenClip,
     Pretrained,
     QwenVL,
     Sana,
     Siglip,
-    StableDiffusion,
     StableUNet,
-    UNet,
     VisionLanguage,
     template_of,
     tokenizer_of,
@@ -49,11 +49,12 @@ class MetaMorph:
     """
 
     backbone: Llama | Pretrained
-    vision: Siglip | Pretrained
+    vision: Siglip | Pretrained | OpenClip
     grid: int = 8  # picture tokens a side: 8 x 8 = 64, section 3
     head: Literal["linear", "mlp"] = "linear"  # "a projection layer", section 2.1; the released scripts use mlp
     vision_coefficient: float = 1.0  # of the cosine loss, metamorph_llama.py
     trained: Literal["all", "adapter"] = "all"  # stage 1: the adapter and the marks' input rows, stage 2: all
+    lora: tuple[Lora, ...] = ()
     seed: int = 0  # of the weights that start at random
 
     def __post_init__(self) -> None:
@@ -101,11 +102,12 @@ class Visualizer:
     Source: arXiv:2412.14164 section 2.3; visualization/train.py at 0b13deb.
     """
 
-    vision: Siglip | Pretrained
-    decoder: UNet | StableDiffusion
+    vision: Siglip | Pretrained | OpenClip
+    decoder: StableUNet  # of published weights the condition has 77 places, else one per token
     grid: int = 8
     projector_width: int = 2048  # hidden width of the two-layer projector
     condition_dropout: float = 0.7  # whole condition replaced by zeros, appendix A
+    lora: tuple[Lora, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -134,12 +136,7 @@ class Visualizer:
     @property
     def drawn(self) -> Square:
         """Large enough for the encoder, which must see what it sees elsewhere."""
-        return Square(side=max(self.painted, vision_pixels(self.vision)))
-
-    @property
-    def painted(self) -> int:
-        """Pixels a side of the pictures that come out."""
-        return self.decoder.picture if isinstance(self.decoder, UNet) else 512  # Stable Diffusion 1.5's size
+        return Square(side=max(self.decoder.canvas.side, vision_pixels(self.vision)))
 
     def build(self) -> Architecture:
         """The modules, on CPU, float32."""
@@ -165,6 +162,7 @@ class Transfusion:
     noise_cap: int = 500  # timesteps of 1,000 for a picture that text follows, section 4.3.4
     condition_dropout: float = 0.1  # not stated in the paper; classifier-free guidance needs some
     text_rate: float = 1.0  # of the language model's learning rate to the coders'; 0 freezes it
+    lora: tuple[Lora, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -182,6 +180,7 @@ class Transfusion:
         "image_editing",
         "subject_driven",
         "text_document",
+        "interleaved_document",
     )
 
     @property
@@ -295,6 +294,7 @@ class MetaQuery:
     pixels: tuple[int, int] = (256 * 28 * 28, 1280 * 28 * 28)  # of a picture that Qwen2.5-VL reads, models/model.py
     caption_tokens: int = 256  # dataset.py
     system: str = QUERY_SYSTEM
+    lora: tuple[Lora, ...] = ()
     seed: int = 0  # of the weights that start at random
 
     def __post_init__(self) -> None:
@@ -371,16 +371,20 @@ class MetaQuery:
         return build(self)
 
 
-def _check_grid(grid: int, vision: Siglip | Pretrained) -> None:
+def _check_grid(grid: int, vision: Siglip | Pretrained | OpenClip) -> None:
     """Tokens are made fewer, never more; a pretrained encoder's own grid is not known before it is loaded."""
     if grid < 1 or (isinstance(vision, Siglip) and grid > vision.picture // vision.patch):
         raise ValueError(f"grid={grid}: use 1 to the encoder's patches a side")
 
 
-def vision_pixels(vision: Siglip | Pretrained) -> int:
+def vision_pixels(vision: Siglip | Pretrained | OpenClip) -> int:
     """Pixels a side that the vision encoder reads."""
     if isinstance(vision, Siglip):
         return vision.picture
+    if isinstance(vision, OpenClip):
+        from models.openclip import picture
+
+        return picture(vision)
     if isinstance(vision.sizes, Siglip):
         return vision.sizes.picture
     from models.pretrained import vision_config

@@ -119,17 +119,22 @@ def flowed(predict: Predict, canvas: Tensor, *, shift: float, steps: int) -> Ten
 
     Args:  predict: (canvas, timestep of 1 to 1,000). shift: of the noise levels towards noise; 1 is none.
     """
-    sampler = DPMSolverMultistepScheduler(
-        num_train_timesteps=TIMESTEPS,
-        prediction_type="flow_prediction",
-        use_flow_sigmas=True,
-        flow_shift=shift,
-    )
+    sampler = flow_sampler(shift)
     sampler.set_timesteps(steps)
     for timestep in sampler.timesteps:
         predicted = predict(canvas, timestep.to(canvas.device))
         canvas = sampler.step(predicted, timestep, canvas, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
     return canvas
+
+
+def flow_sampler(shift: float) -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ along the flow, its noise levels shifted towards noise."""
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=TIMESTEPS,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=shift,
+    )
 
 
 def sana(sizes: Sana) -> SanaTransformer2DModel:

@@ -12,6 +12,8 @@ from typing import Literal
 
 from models.layout import TEMPLATES, ByteTokenizer, FileTokenizer, Template, TemplateName, Tokenizer
 
+LOCAL = "local-dir:"  # open_clip's word before a folder
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
@@ -93,6 +95,28 @@ class Siglip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpenClip:
+    """A SigLIP of open_clip's, in the words of `open_clip.create_model`: a model and a tag or a checkpoint's path.
+
+    model: one that the package knows, as `ViT-SO400M-14-SigLIP-384` with the tag `webli`, or `local-dir:PATH`, a folder
+    with open_clip_config.json and weights, which has no tag. revision: pins the hub's repository of a tag.
+    """
+
+    model: str
+    pretrained: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.folder is None) == (self.pretrained is None):
+            raise ValueError(f"{self}: a model has a tag or a checkpoint in pretrained, a local-dir has none")
+
+    @property
+    def folder(self) -> str | None:
+        """Of a model that the package does not know."""
+        return self.model.removeprefix(LOCAL) if self.model.startswith(LOCAL) else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class UNet:
     """A diffusers UNet2DConditionModel with random weights, in pixel space. `picture` in pixels.
 
@@ -111,14 +135,6 @@ class UNet:
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.attends) or self.picture % 2 ** (len(self.channels) - 1):
             raise ValueError(f"{self}: attends has a value per scale, and every scale but the first halves the picture")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StableDiffusion:
-    """SD-1.5-type weights in diffusers' folder layout: the UNet is tuned, the VAE (f8c4) stays frozen."""
-
-    path: str
-    revision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,6 +450,28 @@ class Connector:
     init: float = 0.014  # this and head_width: models/model.py of facebookresearch/metaquery
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank matrices that learn in place of a part: W + alpha / rank * B A, W frozen, B zero at the start.
+
+    part: its path in the architecture's module: `backbone`, `tower`, `decoder`; all else in it is frozen, too. targets:
+    linear layers and convolutions in it, by the ends of their paths. The matrices have the rate and the decay of what
+    they stand for: decay pulls towards the frozen weights. There is no dropout in them: no rank has random state.
+    Source: arXiv:2106.09685.
+    """
+
+    part: str
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"{self}: rank is 1 or more, alpha over 0")
+        if not self.part or not self.targets or not all(self.targets):
+            raise ValueError(f"{self}: name the part and the layers in it")
+
+
 def template_of(backbone: Llama | Pretrained) -> Template:
     """How a language model writes chats; one that reads bytes as Llama-3."""
     published = backbone.tokenizer if isinstance(backbone, Llama) else backbone
@@ -502,4 +540,29 @@ SMOLLM2_135M = Llama(  # HuggingFaceTB/SmolLM2-135M-Instruct, and package:llm_sm
     vocabulary=49152,
     tied=True,
 )
+LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # its linear ones
 SIGLIP_SO400M = Siglip(picture=384, patch=14, width=1152, layers=27, heads=16, ffn=4304)  # siglip-so400m-patch14-384
+_SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SD15 = StableUNet(
+    canvas=Latents(
+        vae=Pretrained(
+            path=_SD15,
+            sizes=Vae(channels=(128, 256, 512, 512), latent_channels=4, layers_per_block=2, scale=0.18215),
+        ),
+        side=512,
+        factor=8,
+        channels=4,
+        subfolder="vae",
+    ),
+    network=Pretrained(
+        path=_SD15,
+        sizes=UNet(
+            picture=64,
+            channels=(320, 640, 1280, 1280),
+            attends=(True, True, True, False),
+            layers_per_block=2,
+            condition_width=768,
+            heads=8,
+        ),
+    ),
+)

@@ -25,7 +25,6 @@ from models.parts import (
     RopeScaling,
     SanaTransformer,
     Siglip,
-    StableDiffusion,
     UNet,
     Vae,
     VisionLanguage,
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
         LlavaNextForConditionalGeneration,
         LlavaOnevisionForConditionalGeneration,
         Qwen2_5_VLForConditionalGeneration,
+        Qwen2VLForConditionalGeneration,
         SiglipVisionConfig,
         SiglipVisionModel,
     )
@@ -50,36 +50,19 @@ if TYPE_CHECKING:
 
 PACKAGE = "package:"  # before the name of an installed package that holds weights
 
-# What a snapshot needs: no .pth or .bin twins; of Stable Diffusion neither the text side nor the single-file copies.
+# What a snapshot needs: no .pth or .bin twins; of a part of a diffusers folder no float16 or non-EMA ones either.
 MODEL_FILES = ("*.json", "*.safetensors")
-DIFFUSION_FILES = tuple(f"{part}/{name}" for part in ("unet", "vae") for name in ("*.json", "*_model.safetensors"))
-
-# What Stable Diffusion 1.5 is, from the config.json of its folders; needed on the meta device alone.
-STABLE_DIFFUSION_VAE = Vae(channels=(128, 256, 512, 512), latent_channels=4, layers_per_block=2, scale=0.18215)
-STABLE_DIFFUSION_UNET: dict[str, Any] = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
+PART_FILES = ("*.json", "*_model.safetensors", "*_model-*.safetensors")
 
 
-def folder(weights: Pretrained | StableDiffusion, part: str | None = None) -> Path:
+def folder(weights: Pretrained, part: str | None = None) -> Path:
     """Where the weights lie on this machine; a hub id is downloaded (or found in the hub's cache) first.
 
     Args:  part: the one folder in it that is needed; None for all.
     Raises:
         ValueError: neither a folder here, an installed package, nor a repository that can be had.
     """
-    files = DIFFUSION_FILES if isinstance(weights, StableDiffusion) else MODEL_FILES
-    if part is not None:
-        files = tuple(f"{part}/{name}" for name in ("*.json", "*_model*.safetensors"))
-    return _had(weights, files)
+    return _had(weights, MODEL_FILES if part is None else tuple(f"{part}/{name}" for name in PART_FILES))
 
 
 def tokenizer(weights: Pretrained) -> Path:
@@ -87,7 +70,7 @@ def tokenizer(weights: Pretrained) -> Path:
     return _had(weights, ("tokenizer.json",))
 
 
-def _had(weights: Pretrained | StableDiffusion, files: tuple[str, ...]) -> Path:
+def _had(weights: Pretrained, files: tuple[str, ...]) -> Path:
     local = Path(weights.path)
     if local.is_dir():
         return local
@@ -234,6 +217,17 @@ def llava_next(weights: Pretrained) -> LlavaNextForConditionalGeneration:
         text = _decoder(config.text_config, config.tie_word_embeddings)
         _agreed(weights, LlavaNext(vision=clip, text=text, pinpoints=tiles_of(config).pinpoints))
     return _loaded(LlavaNextForConditionalGeneration, place, config=config, dtype="float32", attn_implementation="sdpa")
+
+
+def qwen_writer(
+    weights: Pretrained, dtype: str
+) -> Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2-VL or Qwen2.5-VL with its head, to write with. ValueError if it is neither, or if weights are missing."""
+    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+
+    kinds = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
+    place, found = _typed(weights, tuple(kinds), "a vision-language model of Qwen's")
+    return _loaded(kinds[found], place, dtype=dtype, attn_implementation="sdpa")
 
 
 def vision_language_sizes(weights: Pretrained) -> VisionLanguage:
@@ -383,40 +377,21 @@ def planned(
     return weights.sizes
 
 
-def unet(weights: StableDiffusion) -> UNet2DConditionModel:
-    """The UNet in a diffusers folder; on the meta device its sizes. ValueError if it is missing or incomplete."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    if planning():
-        return UNet2DConditionModel(**STABLE_DIFFUSION_UNET)
-    return _loaded(UNet2DConditionModel, folder(weights), subfolder="unet", low_cpu_mem_usage=False).float()
-
-
-def vae(weights: Pretrained | StableDiffusion, subfolder: str | None = "vae") -> AutoencoderKL:
-    """The VAE in a diffusers folder; of Stable Diffusion on the meta device its sizes.
-
-    Raises:
-        ValueError: it is missing or incomplete, or of other sizes.
-    """
+def vae(weights: Pretrained, subfolder: str | None) -> AutoencoderKL:
+    """The VAE in a diffusers folder. ValueError if it is missing or incomplete, or of other sizes."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    if planning() and isinstance(weights, StableDiffusion):
-        from models.vision import random_vae
-
-        return random_vae(STABLE_DIFFUSION_VAE)
     where = {} if subfolder is None else {"subfolder": subfolder}
-    part = subfolder if isinstance(weights, Pretrained) else None
-    network = _loaded(AutoencoderKL, folder(weights, part), low_cpu_mem_usage=False, **where).float()
+    network = _loaded(AutoencoderKL, folder(weights, subfolder), low_cpu_mem_usage=False, **where).float()
     sizes = network.config
-    if isinstance(weights, Pretrained):
-        found = Vae(
-            channels=tuple(sizes["block_out_channels"]),
-            latent_channels=sizes["latent_channels"],
-            layers_per_block=sizes["layers_per_block"],
-            scale=sizes["scaling_factor"],
-            groups=sizes["norm_num_groups"],
-        )
-        _agreed(weights, found)
+    found = Vae(
+        channels=tuple(sizes["block_out_channels"]),
+        latent_channels=sizes["latent_channels"],
+        layers_per_block=sizes["layers_per_block"],
+        scale=sizes["scaling_factor"],
+        groups=sizes["norm_num_groups"],
+    )
+    _agreed(weights, found)
     return network
 
 

@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from models import pretrained
-from models.parts import Canvas, Latents, Pixels, Pretrained, Siglip, Vae
+from models import openclip, pretrained
+from models.parts import Canvas, Latents, OpenClip, Pixels, Pretrained, Siglip, Vae
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -45,24 +45,25 @@ class Leaf(nn.Module):
 class VisionEncoder(Leaf):
     """Pictures -> a grid of unit-norm SigLIP tokens: what MetaMorph reads, predicts, and the visualizer paints from.
 
-    Tokens are the last encoder layer's output, before `post_layernorm`, brought to the grid and only then normalised.
+    Tokens are the last encoder layer's output, before the norm after it, brought to the grid and only then normalised.
     Source: metamorph/model/multimodal_encoder/siglip_encoder.py at 0b13deb.
     """
 
-    def __init__(self, vision: Siglip | Pretrained, *, grid: int) -> None:
+    def __init__(self, vision: Siglip | Pretrained | OpenClip, *, grid: int) -> None:
         super().__init__()
-        sizes = vision if isinstance(vision, Siglip) else pretrained.planned(vision)
-        if isinstance(sizes, Siglip):
-            self.network = random_siglip(sizes)
-        else:
-            assert isinstance(vision, Pretrained)
-            self.network = pretrained.vision_model(vision)
-        found = self.network.config
-        assert isinstance(found.image_size, int) and isinstance(found.patch_size, int)
-        self.pixels = found.image_size
-        self.side = found.image_size // found.patch_size  # the patch convolution leaves out what is over
         self.grid = grid
-        self.channels = found.hidden_size
+        self.mean = self.std = (0.5, 0.5, 0.5)  # of SigLIP's processor
+        if isinstance(vision, OpenClip):
+            self.network, self.mean, self.std = openclip.tower(vision)
+            embedding = self.network.patch_embed
+            pixels, patch, self.channels = embedding.img_size[0], embedding.patch_size[0], self.network.embed_dim
+        else:
+            self.network = siglip(vision)
+            found = self.network.config
+            pixels, patch, self.channels = found.image_size, found.patch_size, found.hidden_size
+        assert isinstance(pixels, int) and isinstance(patch, int)
+        self.pixels = pixels
+        self.side = pixels // patch  # the patch convolution leaves out what is over
         self.freeze()
 
     @torch.no_grad()
@@ -74,12 +75,19 @@ class VisionEncoder(Leaf):
         """
         if len(pictures) == 0:
             return torch.zeros(0, self.grid**2, self.channels, device=pictures.device)
-        pixels = (resized(pictures, self.pixels) - 0.5) / 0.5
-        patches = self.network.embeddings(pixels.to(self.network.dtype))
-        layers = self.network.encoder(inputs_embeds=patches).last_hidden_state  # hidden_states[-1] of the whole model
+        mean, std = (pictures.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        layers = self.layers((resized(pictures, self.pixels) - mean) / std)
         fine = rearrange(layers.float(), "p (h w) c -> p c h w", h=self.side)
         coarse = F.interpolate(fine, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
         return F.normalize(rearrange(coarse, "p c h w -> p (h w) c"), dim=-1)
+
+    def layers(self, pixels: Tensor) -> Tensor:
+        """The last layer's states: float32[P, 3, H, W] -> float[P, S * S, C]."""
+        pixels = pixels.to(next(self.network.parameters()).dtype)
+        if isinstance(self.network, SiglipVisionModel):
+            patches = self.network.embeddings(pixels)
+            return self.network.encoder(inputs_embeds=patches).last_hidden_state  # hidden_states[-1] of the whole model
+        return self.network.forward_features(pixels)
 
 
 class Gaussian(NamedTuple):
@@ -161,6 +169,15 @@ def resized(pictures: Tensor, side: int) -> Tensor:
     if tuple(pictures.shape[-2:]) == (side, side):
         return pictures
     return F.interpolate(pictures, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+
+
+def siglip(vision: Siglip | Pretrained) -> SiglipVisionModel:
+    """The SigLIP encoder of a config. ValueError for weights that cannot be had or are of other sizes."""
+    sizes = vision if isinstance(vision, Siglip) else pretrained.planned(vision)
+    if isinstance(sizes, Siglip):
+        return random_siglip(sizes)
+    assert isinstance(vision, Pretrained)
+    return pretrained.vision_model(vision)
 
 
 def random_siglip(vision: Siglip) -> SiglipVisionModel:

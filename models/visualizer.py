@@ -1,7 +1,7 @@
 """The visualizer: a diffusion model that paints pictures from SigLIP tokens. Trained on its own, on pictures alone.
 
 # P pictures, R = max(P, 1), T tokens of a picture, C their channels, W width of the condition, K pictures to paint
-# [F, h, w] the canvas that is noised: [3, H, W] pixels in -1..1, or a VAE's [4, H / 8, W / 8] latents
+# [F, h, w] the canvas that is noised: pixels in -1..1, or a VAE's latents
 
     picture ─┬─ SigLIP (frozen) ─ tokens ─ projector ─ condition ─┐
              └─ (VAE, frozen) ─ canvas ─ + noise at timestep ─── UNet -> noise
@@ -12,154 +12,135 @@ Source: arXiv:2412.14164 section 2.3; visualization/train.py at 0b13deb.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from models import pretrained
+from models import lora
+from models.apart import gaussian, gaussians, stacked
 from models.configs import Visualizer
-from models.decoders import random_stable_unet
-from models.diffusion import (
-    STABLE_DIFFUSION,
-    TIMESTEPS,
-    at_least_one,
-    chances,
-    denoised,
-    noising,
-    normal,
-    sought,
-    starting_noise,
-    timesteps,
-)
-from models.interface import Answered, Asked, Batch, Care, Draw, Losses
+from models.decoders import UNetDecoder
+from models.diffusion import TIMESTEPS, at_least_one, chances, normal, starting_noise, timesteps
+from models.interface import Answered, Asked, Batch, Care, Draw, Losses, Measured, Parts
 from models.layout import Turns
-from models.parts import StableDiffusion, UNet
-from models.vision import Leaf, VisionEncoder, resized
-
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from models.parts import Pretrained
+from models.vision import CanvasEncoder, Gaussian, Leaf, VisionEncoder, resized
 
 SD_CONDITION = 77  # places of Stable Diffusion's condition; what the tokens leave free is zero, visualization/train.py
 
 
-class Seen(NamedTuple):
-    """What the leaf of a latent visualizer gives: tokens, and the Gaussian of the latents in the UNet's scale.
+class Encoded(NamedTuple):
+    """What the leaf encoders make of pictures.
 
-    tokens float32[P, T, C], mean float32[P, 4, h, w], std float32[P, 4, h, w]
+    tokens  float32[P, T, C]
+    canvas  what the canvas of each is drawn from
     """
 
     tokens: Tensor
-    mean: Tensor
-    std: Tensor
+    canvas: Gaussian
 
 
-class LatentEncoder(Leaf):
-    """SigLIP and a VAE side by side, both frozen: Stable Diffusion's leaf. Over pixels the leaf is a VisionEncoder."""
+class VisualizerEncoder(Leaf):
+    """SigLIP, and pictures <-> the canvas, side by side."""
 
-    def __init__(self, vision: VisionEncoder, vae: AutoencoderKL) -> None:
+    def __init__(self, vision: VisionEncoder, canvas: CanvasEncoder, *, side: int) -> None:
         super().__init__()
         self.vision = vision
-        self.vae = vae
+        self.canvas = canvas
+        self.side = side  # pixels of a painted picture
         self.freeze()
 
-    @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Seen:
-        """float32[P, 3, H, W] in 0..1, H a multiple of 8 -> tokens and latents; P = 0 runs no network."""
-        tokens = self.vision(pictures)
-        if len(pictures) == 0:
-            none = pictures.new_zeros(0, self.vae.config["latent_channels"], *(s // 8 for s in pictures.shape[-2:]))
-            return Seen(tokens, none, none)
-        latents = self.vae.encode((2 * pictures - 1).to(self.vae.dtype), return_dict=False)[0]
-        scale = self.vae.config["scaling_factor"]
-        return Seen(tokens, latents.mean.float() * scale, latents.std.float() * scale)
+    def forward(self, pictures: Tensor) -> Encoded:
+        """float32[P, 3, H, W] in 0..1, any H."""
+        return Encoded(self.vision(pictures), self.painted(pictures))
 
-    @torch.no_grad()
-    def pictures(self, latents: Tensor) -> Tensor:
-        """float32[K, 4, h, w] -> float32[K, 3, H, W] in -1..1."""
-        return self.vae.decode(latents.to(self.vae.dtype) / self.vae.config["scaling_factor"], return_dict=False)[
-            0
-        ].float()
+    def painted(self, pictures: Tensor) -> Gaussian:
+        """What the canvas of each is drawn from."""
+        return self.canvas(resized(pictures, self.side))
 
 
 class VisualizerModule(nn.Module):
-    """What learns: the projector and the UNet."""
+    """What learns: the projector and the decoder."""
 
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        *,
-        channels: int,
-        hidden: int,
-        places: int,
-        side: int,
-        dropout: float,
-        prediction: Literal["epsilon", "v_prediction"],
-    ) -> None:
+    def __init__(self, decoder: UNetDecoder, config: Visualizer, *, channels: int, places: int) -> None:
         super().__init__()
-        width = unet.config["cross_attention_dim"]
-        self.unet = unet
+        hidden, width = config.projector_width, decoder.width
+        last = nn.LayerNorm(width)
+        nn.init.constant_(last.weight, config.decoder.gain)
+        self.decoder = decoder
         self.projector = nn.Sequential(
-            nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, width), nn.LayerNorm(width)
+            nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, width), last
         )
         self.places = places  # of the condition
-        self.side = side  # pixels of a painted picture
-        self.dropout = dropout
-        self.noising = noising(STABLE_DIFFUSION, prediction)
+        self.dropout = config.condition_dropout
 
-    def forward(self, batch: Batch, features: Tensor | Seen, draw: Draw) -> Losses:
-        """The sum over pictures of the mean squared error of what the UNet predicts.
+    def forward(self, batch: Batch, features: Encoded, draw: Draw) -> Losses:
+        """The sum over pictures of the mean squared error of what the decoder predicts.
 
-        diffusers cannot run on no pictures: then one phantom of zeros goes through, its error is left out of the sum.
+        The decoder cannot run on no pictures: then one phantom of zeros goes through it, and counts nothing.
 
         Args:     features: of the leaf, for every picture of the batch.
-                  draw:     "noise", "timestep" and "condition" of each picture; "latent" too where there is a VAE.
+                  draw:     "noise", "timestep", "latent" and "condition" of each picture.
         """
         count = len(batch.drawn)
-        tokens, canvas = at_least_one(tokens_of(features)), at_least_one(canvas_of(batch, features, self.side, draw))
-        noise = at_least_one(normal(canvas[:count], "noise", draw))
+        mean, std = features.canvas
+        canvas = at_least_one(mean + std * normal(std, "latent", draw))
+        noise = at_least_one(normal(mean, "noise", draw))
         timestep = at_least_one(timesteps([TIMESTEPS] * count, draw)).to(canvas.device)
         dropped = at_least_one(chances(count, "condition", draw) < self.dropout).to(canvas.device)
 
-        condition = self.condition(tokens)
+        condition = self.condition(at_least_one(features.tokens))
         condition = torch.where(dropped[:, None, None], torch.zeros_like(condition), condition)
-        noised = self.noising.add_noise(canvas, noise, timestep)  # pyright: ignore[reportArgumentType]
-        predicted = self.unet(noised.to(condition.dtype), timestep, condition).sample
-        error = (predicted.float() - sought(self.noising, canvas, noise, timestep)).square().mean(dim=(1, 2, 3))
+        noised, wanted = self.decoder.noised(canvas, noise, timestep)
+        error = (self.predicted(noised, timestep, condition) - wanted).square().mean(dim=(1, 2, 3))
         return Losses(sums={"picture": error[:count].sum()})
 
     def condition(self, tokens: Tensor) -> Tensor:
-        """Tokens as the UNet's condition: float[R, T, C] -> float[R, places, W], zeros after the tokens."""
-        projected = self.projector(tokens.to(self.unet.dtype))
+        """Tokens as the decoder's condition: float[R, T, C] -> float[R, places, W], zeros after the tokens."""
+        projected = self.projector(tokens.to(next(self.projector.parameters()).dtype))
         return F.pad(projected, (0, 0, 0, self.places - projected.shape[1]))
 
-
-def tokens_of(features: Tensor | Seen) -> Tensor:
-    """The condition's tokens: float32[P, T, C]."""
-    return features.tokens if isinstance(features, Seen) else features
-
-
-def canvas_of(batch: Batch, features: Tensor | Seen, side: int, draw: Draw) -> Tensor:
-    """What is noised: pixels in -1..1, or latents drawn from the VAE's Gaussian: float32[P, F, h, w]."""
-    if isinstance(features, Seen):
-        return features.mean + features.std * normal(features.mean, "latent", draw)
-    return 2 * resized(batch.drawn.pixels, side) - 1
+    def predicted(self, canvas: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+        """What the decoder predicts, float32[R, F, h, w]; it sees all places, those of zeros too."""
+        return self.decoder(canvas, timestep, condition, torch.ones_like(condition[..., 0], dtype=torch.bool))
 
 
 class VisualizerArchitecture:
     """The `Architecture` of `configs.Visualizer`."""
 
-    def __init__(self, config: Visualizer, *, encoder: VisionEncoder | LatentEncoder, module: VisualizerModule) -> None:
+    def __init__(self, config: Visualizer, *, encoder: VisualizerEncoder, module: VisualizerModule) -> None:
         self.config = config
         self.encoder = encoder
         self.module = module
 
-    def encode(self, batch: Batch) -> Tensor | Seen:
-        """Tokens of every picture, with the Gaussian of its latents where there is a VAE."""
+    def encode(self, batch: Batch) -> Encoded:
+        """Tokens of every picture, and what its canvas is drawn from."""
         return self.encoder(batch.drawn.pixels)
+
+    @property
+    def measured(self) -> Measured:
+        """Tokens, and latents where the canvas has any."""
+        settings = {"vision": self.config.vision, "grid": self.config.grid, "canvas": self.config.decoder.canvas}
+        pixels = () if self.encoder.canvas.vae else ("drawn",)
+        return Measured(network=self.encoder, settings=settings, views=("drawn",), pixels=pixels)
+
+    def apart(self, batch: Batch) -> Parts:
+        """The tokens of each picture, and what its latents are drawn from."""
+        tokens, canvas = self.encode(batch)
+        latents = gaussians(canvas) if self.encoder.canvas.vae else [{}] * len(tokens)
+        return {"drawn": [{"tokens": one, **latent} for one, latent in zip(tokens, latents, strict=True)]}
+
+    def together(self, parts: Parts, batch: Batch) -> Encoded:
+        """The inverse of `apart`; a canvas of pixels is made of them."""
+        drawn, device = parts["drawn"], batch.ids.device
+        if not drawn:
+            return self.encode(batch)
+        latent = self.encoder.canvas.vae is not None
+        canvas = gaussian(drawn, device) if latent else self.encoder.painted(batch.drawn.pixels)
+        return Encoded(stacked(drawn, "tokens", device), canvas)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Pictures: each counts once, whatever its size."""
@@ -186,25 +167,17 @@ def build(config: Visualizer) -> VisualizerArchitecture:
         ValueError: weights that cannot be had, or more tokens than Stable Diffusion's condition has places.
     """
     vision = VisionEncoder(config.vision, grid=config.grid)
+    canvas = config.decoder.canvas
     tokens = config.grid**2
+    published = isinstance(config.decoder.network, Pretrained)
+    if published and tokens > SD_CONDITION:
+        raise ValueError(f"grid {config.grid} gives {tokens} tokens, over {SD_CONDITION}: use a grid up to 8")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        if isinstance(config.decoder, StableDiffusion):
-            if tokens > SD_CONDITION:
-                raise ValueError(f"grid {config.grid} gives {tokens} tokens, over {SD_CONDITION}: use a grid up to 8")
-            encoder = LatentEncoder(vision, pretrained.vae(config.decoder))
-            unet, places = pretrained.unet(config.decoder), SD_CONDITION
-        else:
-            encoder, unet, places = vision, random_stable_unet(config.decoder, 3), tokens
-        module = VisualizerModule(
-            unet,
-            channels=vision.channels,
-            hidden=config.projector_width,
-            places=places,
-            side=config.painted,
-            prediction=config.decoder.prediction if isinstance(config.decoder, UNet) else "epsilon",
-            dropout=config.condition_dropout,
-        )
+        places = SD_CONDITION if published else tokens
+        module = VisualizerModule(UNetDecoder(config.decoder), config, channels=vision.channels, places=places)
+    lora.inject(module, config.lora, config.seed)
+    encoder = VisualizerEncoder(vision, CanvasEncoder(canvas), side=canvas.side)
     return VisualizerArchitecture(config, encoder=encoder, module=module)
 
 
@@ -222,28 +195,18 @@ def paint(
         guidance: 1.0 is none; the released demo uses 6.0 to 12.5.
     Returns:      float32[K, 3, H, W], RGB in 0..1, on the CPU.
     """
-    module, size = architecture.module, architecture.module.side
+    module, encoder = architecture.module, architecture.encoder
     if len(tokens) == 0:
-        return torch.zeros(0, 3, size, size)
-    latent = isinstance(architecture.encoder, LatentEncoder)
-    condition = module.condition(tokens.to(module.unet.device))
+        return torch.zeros(0, 3, encoder.side, encoder.side)
+    condition = module.condition(tokens.to(next(module.parameters()).device))
     both = torch.cat([condition, torch.zeros_like(condition)])
-    side = size // 8 if latent else size
-    shape = (module.unet.config["in_channels"], side, side)
+    shape = encoder.canvas.shape
     noise = torch.stack([starting_noise(shape, seed, index) for index in range(len(tokens))]).to(condition.device)
 
     def predict(canvas: Tensor, timestep: Tensor) -> Tensor:
-        twice = torch.cat([canvas, canvas]).to(condition.dtype)
-        given, free = module.unet(twice, timestep, both).sample.float().chunk(2)
+        twice = module.predicted(torch.cat([canvas, canvas]), timestep.expand(len(both)), both)
+        given, free = twice.chunk(2)
         return free + guidance * (given - free)
 
-    canvas = denoised(
-        predict,
-        noise,
-        schedule=STABLE_DIFFUSION,
-        prediction=module.noising.config["prediction_type"],
-        steps=steps,
-        bound=None if latent else 1.0,  # latents have no bounds
-    )
-    painted = architecture.encoder.pictures(canvas) if isinstance(architecture.encoder, LatentEncoder) else canvas
-    return ((painted + 1) / 2).clamp(0, 1).cpu()
+    canvas = module.decoder.painted(predict, noise, steps, bounded=encoder.canvas.vae is None)
+    return encoder.canvas.pictures(canvas).cpu()

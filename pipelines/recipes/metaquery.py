@@ -9,10 +9,10 @@ from dataflow.mixture import Group, Member, Mixture, Passes
 from dataflow.selection import Part
 from models.configs import MetaQuery
 from models.parts import (
+    SD15,
     Connector,
     DeepLatents,
     DeepVae,
-    Latents,
     Llama,
     LlavaOneVision,
     Pixels,
@@ -22,9 +22,6 @@ from models.parts import (
     Sana,
     SanaTransformer,
     Siglip,
-    StableUNet,
-    UNet,
-    Vae,
 )
 from pipelines.corpus import Corpus
 from pipelines.recipes import corpora, mixtures
@@ -121,29 +118,6 @@ _SANA_LARGE = _sana(
 _SANA_SMALL = _sana(
     "Efficient-Large-Model/Sana_600M_512px_diffusers",
     SanaTransformer(layers=28, heads=36, head_width=32, cross_heads=16, condition_width=2304, ffn=2.5, patch=1),
-)
-_STABLE = StableUNet(
-    canvas=Latents(
-        vae=Pretrained(
-            path="stable-diffusion-v1-5/stable-diffusion-v1-5",
-            sizes=Vae(channels=(128, 256, 512, 512), latent_channels=4, layers_per_block=2, scale=0.18215),
-        ),
-        side=512,
-        factor=8,
-        channels=4,
-        subfolder="vae",
-    ),
-    network=Pretrained(
-        path="stable-diffusion-v1-5/stable-diffusion-v1-5",
-        sizes=UNet(
-            picture=64,
-            channels=(320, 640, 1280, 1280),
-            attends=(True, True, True, False),
-            layers_per_block=2,
-            condition_width=768,
-            heads=8,
-        ),
-    ),
 )
 
 
@@ -319,7 +293,7 @@ def instruct(size: Literal["base", "large", "xl"] = "base") -> Training:
     base = {"base": base_sana, "large": large_sana, "xl": xl_sana}[size]()
     return replace(
         base,
-        name=f"metaquery-instruct-{size}",
+        name=base.name.replace("sana", "instruct"),
         mixture=mixtures.metaquery_instruct(),
         batch=2048,  # section 4
         steps=None,  # the mixture's three passes
@@ -376,7 +350,7 @@ def _grown(base: Training, name: str, backbone: Pretrained, *, micro_batch: int)
 
 def _stable(sana: Training, name: str, *, micro_batch: int) -> Training:
     # configs/*_sd.yaml leave the UNet frozen, the paper trains every decoder: --set architecture.trained=decoder
-    stable = replace(sana.architecture, decoder=_STABLE, queries=77, trained="connector")
+    stable = replace(sana.architecture, decoder=SD15, queries=77, trained="connector")
     return replace(
         sana,
         name=name,

@@ -11,7 +11,7 @@ from dataflow.selection import Part
 from dataflow.sources.captions import Captions
 from dataflow.sources.llava import Llava
 from models.configs import MetaMorph, Transfusion, Visualizer
-from models.parts import LinearCoder, Llama, Pixels, Siglip, UNet
+from models.parts import LinearCoder, Llama, Pixels, Siglip, StableUNet, UNet
 from pipelines.corpus import Corpus
 from pipelines.training import AdamW, Execution, Training
 
@@ -115,14 +115,17 @@ def visualizer() -> Training:
         name="world-visualizer",
         architecture=Visualizer(
             vision=_VISION,
-            decoder=UNet(
-                picture=32,
-                channels=(16, 32, 64),
-                attends=(False, False, True),
-                layers_per_block=1,
-                condition_width=64,
-                heads=4,
-                prediction="v_prediction",
+            decoder=StableUNet(
+                canvas=Pixels(side=32),
+                network=UNet(
+                    picture=32,
+                    channels=(16, 32, 64),
+                    attends=(False, False, True),
+                    layers_per_block=1,
+                    condition_width=64,
+                    heads=4,
+                    prediction="v_prediction",
+                ),
             ),
             grid=_GRID,
             projector_width=256,

@@ -24,6 +24,7 @@ from models.parts import (
     LLAMA3_70B,
     LLAMA31_8B,
     LLAMA32_1B,
+    SD15,
     SIGLIP_SO400M,
     SMOLLM2_135M,
     Latents,
@@ -33,7 +34,6 @@ from models.parts import (
     Pretrained,
     RopeScaling,
     Siglip,
-    StableDiffusion,
     Vae,
     tokenizer_of,
     vocabulary,
@@ -321,10 +321,10 @@ def test_paper_sizes_build_on_the_meta_device_without_files() -> None:
     eyes = Pretrained(path="/nor/here", sizes=SIGLIP_SO400M)
     with torch.device("meta"):
         speaker = MetaMorph(backbone=nowhere, vision=eyes).build()
-        painter = Visualizer(vision=eyes, decoder=StableDiffusion(path="/nor/there")).build()
+        painter = Visualizer(vision=eyes, decoder=SD15).build()
     assert all(parameter.is_meta for parameter in (*speaker.module.parameters(), *speaker.encoder.parameters()))
     assert speaker.encoder.get_parameter("network.embeddings.position_embedding.weight").shape == (27**2, 1152)
-    unet = [parameter for name, parameter in painter.module.named_parameters() if name.startswith("unet.")]
+    unet = [parameter for name, parameter in painter.module.named_parameters() if name.startswith("decoder.")]
     assert sum(parameter.numel() for parameter in unet) == 859_520_964  # Stable Diffusion 1.5
     with torch.device("meta"), pytest.raises(ValueError, match="are not spelled out in the recipe"):
         MetaMorph(backbone=replace(nowhere, sizes=None), vision=eyes).build()

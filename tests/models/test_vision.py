@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig
+from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig, SiglipVisionModel
 
 from models import pretrained
 from models.configs import MetaMorph
-from models.parts import Llama, Pretrained, Siglip, StableDiffusion
+from models.parts import Llama, Pretrained, Siglip
 from models.vision import VisionEncoder
 
 TINY = Siglip(picture=32, patch=8, width=16, layers=2, heads=2, ffn=32)
@@ -44,10 +44,10 @@ def test_features_are_the_last_layers_output_on_the_grid_then_normalised(
 
 
 def test_features_are_taken_before_the_last_norm(encoder: VisionEncoder, pictures: Tensor) -> None:
-    normed = encoder.network(pictures * 2 - 1)
-    again = encoder.network.post_layernorm(
-        encoder.network(pictures * 2 - 1, output_hidden_states=True).hidden_states[-1]
-    )
+    network = encoder.network
+    assert isinstance(network, SiglipVisionModel)
+    normed = network(pictures * 2 - 1)
+    again = network.post_layernorm(network(pictures * 2 - 1, output_hidden_states=True).hidden_states[-1])
     torch.testing.assert_close(normed.last_hidden_state, again)  # the library still means what the encoder assumes
     assert (F.normalize(normed.last_hidden_state, dim=-1) - VisionEncoder(TINY, grid=4)(pictures)).abs().max() > 0.01
 
@@ -133,7 +133,7 @@ def test_a_model_of_another_kind_is_refused(siglip_folder: Path, tmp_path: Path)
     with pytest.raises(ValueError, match=r"holds no readable config\.json"):
         pretrained.vision_model(Pretrained(path=str(tmp_path / "empty")))
     with pytest.raises(ValueError, match="holds no weights for UNet2DConditionModel"):
-        pretrained.unet(StableDiffusion(path=str(tmp_path / "empty")))
+        pretrained.stable_unet(Pretrained(path=str(tmp_path / "empty")))
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "name", "a/b/c"])

@@ -20,12 +20,17 @@ from torch import Tensor
 
 from models.configs import Visualizer
 from models.interface import Batch, Draw, Pictures
-from models.parts import Siglip, StableDiffusion, UNet
-from models.visualizer import LatentEncoder, Seen, VisualizerArchitecture, build, paint
+from models.parts import Latents, Pixels, Pretrained, Siglip, StableUNet, UNet
+from models.visualizer import VisualizerArchitecture, build, paint
 
 TINY = Visualizer(
     vision=Siglip(picture=32, patch=8, width=16, layers=1, heads=2, ffn=32),
-    decoder=UNet(picture=16, channels=(8, 16), attends=(True, False), layers_per_block=1, condition_width=12, heads=2),
+    decoder=StableUNet(
+        canvas=Pixels(side=16),
+        network=UNet(
+            picture=16, channels=(8, 16), attends=(True, False), layers_per_block=1, condition_width=12, heads=2
+        ),
+    ),
     grid=2,
     projector_width=24,
     condition_dropout=0.5,
@@ -79,15 +84,15 @@ def loss_by_hand(architecture: VisualizerArchitecture, pictures: Tensor, draw: D
     total = torch.zeros(())
     for index, picture in enumerate(pictures):
         timestep = torch.randint(1000, (), generator=draw("timestep", index))
-        condition = condition_by_hand(architecture, architecture.encoder(picture[None]))
+        condition = condition_by_hand(architecture, architecture.encoder.vision(picture[None]))
         if torch.rand((), generator=draw("condition", index)) < architecture.config.condition_dropout:
             condition = 0 * condition
         share = alphas()[timestep]
         canvas = 2 * F.interpolate(picture[None], (16, 16), mode="bilinear", antialias=True)[0] - 1
         noise = torch.randn(canvas.shape, generator=draw("noise", index))
         noised = share.sqrt() * canvas + (1 - share).sqrt() * noise
-        predicted = architecture.module.unet(noised[None], timestep, condition).sample[0]
-        velocity = cast(UNet, architecture.config.decoder).prediction == "v_prediction"
+        predicted = architecture.module.decoder.network(noised[None], timestep, condition).sample[0]
+        velocity = cast(UNet, architecture.config.decoder.network).prediction == "v_prediction"
         sought = share.sqrt() * noise - (1 - share).sqrt() * canvas if velocity else noise
         total = total + ((predicted - sought) ** 2).mean()
     return total
@@ -97,7 +102,7 @@ def loss_by_hand(architecture: VisualizerArchitecture, pictures: Tensor, draw: D
 @pytest.mark.parametrize("pixels", [16, 24])
 def test_the_loss_equals_its_definition(batch: Batch, draw: Draw, prediction: str, pixels: int) -> None:
     """Pictures larger than the paint are seen by the encoder as they are, and painted smaller."""
-    decoder = replace(cast(UNet, TINY.decoder), prediction=prediction)
+    decoder = replace(TINY.decoder, network=replace(cast(UNet, TINY.decoder.network), prediction=prediction))
     architecture = build(replace(TINY, decoder=decoder))
     batch = shown(batch, F.interpolate(batch.drawn.pixels, (pixels, pixels), mode="bilinear"))
     torch.testing.assert_close(loss(architecture, batch, draw), loss_by_hand(architecture, batch.drawn.pixels, draw))
@@ -121,14 +126,14 @@ def test_nothing_is_drawn_from_the_global_generator(
 ) -> None:
     before = torch.get_rng_state()
     loss(architecture, batch, draw)
-    paint(architecture, architecture.encoder(batch.drawn.pixels[:1]), seed=0, steps=1)
+    paint(architecture, architecture.encoder.vision(batch.drawn.pixels[:1]), seed=0, steps=1)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_dropped_condition_tells_nothing_of_the_picture(batch: Batch, draw: Draw) -> None:
     always, never = build(replace(TINY, condition_dropout=1.0)), build(replace(TINY, condition_dropout=0.0))
     features = always.encoder(batch.drawn.pixels)
-    swapped = features.flip(0)
+    swapped = features._replace(tokens=features.tokens.flip(0))
     for architecture, differs in ((always, False), (never, True)):
         one = architecture.module(batch, features, draw).sums["picture"]
         two = architecture.module(batch, swapped, draw).sums["picture"]
@@ -138,7 +143,7 @@ def test_a_dropped_condition_tells_nothing_of_the_picture(batch: Batch, draw: Dr
 def test_the_condition_is_dropped_as_often_as_asked(batch: Batch, draw: Draw) -> None:
     architecture = build(replace(TINY, condition_dropout=0.7))
     dropped: list[Tensor] = []
-    architecture.module.unet.register_forward_pre_hook(
+    architecture.module.decoder.register_forward_pre_hook(
         lambda _, given: dropped.append((given[2] == 0).all(dim=(1, 2)))  # pyright: ignore[reportArgumentType]
     )
     with torch.no_grad():
@@ -185,7 +190,7 @@ def test_a_build_is_a_function_of_its_config() -> None:
     first, second, other = TINY.build(), build(TINY), build(replace(TINY, seed=1))
     for name, tensor in first.module.state_dict().items():
         assert torch.equal(tensor, second.module.state_dict()[name]), name
-    name = "unet.conv_in.weight"
+    name = "decoder.network.conv_in.weight"
     assert not torch.equal(first.module.get_parameter(name), other.module.get_parameter(name))
 
 
@@ -207,7 +212,7 @@ def test_the_noise_in_eight_pictures_is_learned(batch: Batch, draw: Draw) -> Non
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @torch.no_grad()
 def test_painting_equals_ddim_by_hand(architecture: VisualizerArchitecture, batch: Batch, guidance: float) -> None:
-    tokens = architecture.encoder(batch.drawn.pixels[:2])
+    tokens = architecture.encoder.vision(batch.drawn.pixels[:2])
     found = paint(architecture, tokens, seed=3, steps=4, guidance=guidance)
 
     condition = condition_by_hand(architecture, tokens)
@@ -219,8 +224,8 @@ def test_painting_equals_ddim_by_hand(architecture: VisualizerArchitecture, batc
     state = torch.stack(canvas)
     for timestep in (751, 501, 251, 1):
         here, there = alphas()[timestep], alphas()[max(timestep - 250, 0)]
-        given = architecture.module.unet(state, timestep, condition).sample
-        free = architecture.module.unet(state, timestep, torch.zeros_like(condition)).sample
+        given = architecture.module.decoder.network(state, timestep, condition).sample
+        free = architecture.module.decoder.network(state, timestep, torch.zeros_like(condition)).sample
         noise = free + guidance * (given - free)
         clean = ((state - (1 - here).sqrt() * noise) / here.sqrt()).clamp(-1, 1)
         state = there.sqrt() * clean + (1 - there).sqrt() * noise
@@ -228,7 +233,7 @@ def test_painting_equals_ddim_by_hand(architecture: VisualizerArchitecture, batc
 
 
 def test_painting_is_reproducible_and_follows_its_seed(architecture: VisualizerArchitecture, batch: Batch) -> None:
-    tokens = architecture.encoder(batch.drawn.pixels[:2])
+    tokens = architecture.encoder.vision(batch.drawn.pixels[:2])
     first = paint(architecture, tokens, seed=1, steps=3)
     assert first.shape == (2, 3, 16, 16) and first.min() >= 0 and first.max() <= 1
     assert torch.equal(first, paint(architecture, tokens, seed=1, steps=3))
@@ -238,7 +243,7 @@ def test_painting_is_reproducible_and_follows_its_seed(architecture: VisualizerA
 def test_a_painted_picture_does_not_depend_on_its_batch_mates(
     architecture: VisualizerArchitecture, batch: Batch
 ) -> None:
-    tokens = architecture.encoder(batch.drawn.pixels[:4])
+    tokens = architecture.encoder.vision(batch.drawn.pixels[:4])
     together = paint(architecture, tokens, seed=1, steps=5)
     torch.testing.assert_close(together[:1], paint(architecture, tokens[:1], seed=1, steps=5), rtol=0, atol=1e-4)
     others = torch.cat([tokens[:1], tokens[1:].flip(0)])
@@ -272,40 +277,43 @@ def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> VisualizerArch
         "block_out_channels": (4, 4, 4, 4),  # three halvings: 8 pixels a latent
     }
     AutoencoderKL(**sizes, norm_num_groups=2, latent_channels=4, scaling_factor=0.18215).save_pretrained(folder / "vae")
-    return build(replace(TINY, decoder=StableDiffusion(path=str(folder)), condition_dropout=0.0))
+    published = Pretrained(path=str(folder))
+    decoder = StableUNet(canvas=Latents(vae=published, side=512, subfolder="vae"), network=published)
+    return build(replace(TINY, decoder=decoder, condition_dropout=0.0))
 
 
 def test_stable_diffusions_leaf_gives_tokens_and_the_latents_gaussian(
     stable_diffusion: VisualizerArchitecture, pictures: Tensor
 ) -> None:
     leaf = stable_diffusion.encoder
-    assert isinstance(leaf, LatentEncoder)
     seen = leaf.train()(pictures)
-    assert isinstance(seen, Seen) and seen.tokens.shape == (8, 4, 16)
-    gaussian = leaf.vae.encode(2 * pictures - 1, return_dict=False)[0]
-    torch.testing.assert_close(seen.mean, gaussian.mean * 0.18215)
-    torch.testing.assert_close(seen.std, gaussian.std * 0.18215)
+    assert seen.tokens.shape == (8, 4, 16) and seen.canvas.mean.shape == (8, 4, 64, 64)
+    assert leaf.canvas.vae is not None
+    painted = F.interpolate(pictures, (512, 512), mode="bilinear", antialias=True)
+    gaussian = leaf.canvas.vae.encode(2 * painted - 1, return_dict=False)[0]
+    torch.testing.assert_close(seen.canvas.mean, gaussian.mean * 0.18215)
+    torch.testing.assert_close(seen.canvas.std, gaussian.std * 0.18215)
     assert not any(parameter.requires_grad for parameter in leaf.parameters())
     assert not any(module.training for module in leaf.modules())
-    assert [len(part) for part in leaf(pictures[:0])] == [0, 0, 0]
+    none = leaf(pictures[:0])
+    assert [len(part) for part in (none.tokens, *none.canvas)] == [0, 0, 0]
 
 
 def test_stable_diffusion_is_tuned_in_its_latents(
     stable_diffusion: VisualizerArchitecture, batch: Batch, pictures: Tensor, draw: Draw
 ) -> None:
     batch = only(shown(batch, pictures), [0, 1])
-    seen, share = stable_diffusion.encoder(batch.drawn.pixels), alphas()
+    (tokens, (mean, std)), share = stable_diffusion.encoder(batch.drawn.pixels), alphas()
     total = torch.zeros(())
     for index in range(2):
-        noise, spread = (torch.randn(4, 4, 4, generator=draw(purpose, index)) for purpose in ("noise", "latent"))
+        noise, spread = (torch.randn(4, 64, 64, generator=draw(purpose, index)) for purpose in ("noise", "latent"))
         timestep = torch.randint(1000, (), generator=draw("timestep", index))
-        latent = seen.mean[index] + seen.std[index] * spread
+        latent = mean[index] + std[index] * spread
         noised = share[timestep].sqrt() * latent + (1 - share[timestep]).sqrt() * noise
         condition = torch.zeros(1, 77, 12)
-        condition[:, :4] = condition_by_hand(stable_diffusion, seen.tokens[index][None])
-        total = (
-            total + ((stable_diffusion.module.unet(noised[None], timestep, condition).sample[0] - noise) ** 2).mean()
-        )
+        condition[:, :4] = condition_by_hand(stable_diffusion, tokens[index][None])
+        predicted = stable_diffusion.module.decoder.network(noised[None], timestep, condition).sample[0]
+        total = total + ((predicted - noise) ** 2).mean()
     torch.testing.assert_close(loss(stable_diffusion, batch, draw), total)
 
 
@@ -329,4 +337,5 @@ def test_stable_diffusion_paints_through_its_vae(stable_diffusion: VisualizerArc
 def test_more_tokens_than_stable_diffusions_condition_has_places_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="grid 9 gives 81 tokens, over 77"):
         vision = replace(cast(Siglip, TINY.vision), picture=72)
-        replace(TINY, grid=9, vision=vision, decoder=StableDiffusion(path=str(tmp_path))).build()
+        published = replace(TINY.decoder, network=Pretrained(path=str(tmp_path)))
+        replace(TINY, grid=9, vision=vision, decoder=published).build()
