@@ -303,6 +303,16 @@ class Schedule:
         end = self.batch * (self.positions if positions is None else positions)
         return np.bincount(self._members[:end], minlength=len(self.rows)).tolist()
 
+    def used(self) -> list[NDArray[np.int64]]:
+        """The rows of each member that are read at some position, in order.
+
+        Raises: ValueError: the mixture cannot be met.
+        """
+        return [
+            np.sort(self._order(member, 0)[:count]) if count < self.rows[member] else np.arange(self.rows[member])
+            for member, count in enumerate(self.counts())
+        ]
+
     def sizes(self) -> list[int]:
         """What each member gives in all positions, in the mixture's unit: its turns, or their tokens.
 

@@ -7,6 +7,7 @@ An architecture is a config (`models/configs.py`) with
     layout()       record -> Document, torch-free (`models/layout.py`)
     seen, drawn    how pictures are cut for it (`models/views.py`); None where it has no such view
     whole_pictures whether a drawn picture sees all of itself (`models/sequence.py`)
+    version        raised when its documents or its features change
     build()        -> Architecture, below
 """
 
@@ -14,17 +15,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
 from models.layout import Answer as Kind
-from models.layout import Turns
+from models.layout import Turns, ViewName
+
+if TYPE_CHECKING:
+    from models.vision import Leaf
 
 Draw = Callable[[str, int], torch.Generator]
 """(purpose, drawn picture 0..P-1) -> the generator of that draw: keyed by seed, position and slot, never by rank."""
+
+
+Features = Mapping[str, Tensor]
+"""What networks that do not learn make of one picture, by name."""
+
+Parts = Mapping[ViewName, Sequence[Features]]
+"""Features of every picture of a batch on its own, by view; a view that is not there has none to keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +43,7 @@ class Pictures:
     """The pictures of one view, row after row and in a row from left to right.
 
     pixels   float32[K, 3, h, w]  RGB in 0..1, the tiles of the first picture, then those of the second ...
-    tiles    int64[P]     how many of the K are each picture's
+    tiles    int64[P]     how many of the K are each picture's; 0 where its features are kept and nobody reads pixels
     grid     int64[P, 2]  rows and columns of its tiles
     size     int64[P, 2]  width and height in pixels before it was cut
     row      int64[P]     the row it stands in
@@ -128,6 +139,22 @@ class Answered:
     parts: tuple[str | Tensor, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How pictures are encoded beforehand, once for many trainings.
+
+    network   what encodes them and never learns; its weights name what it makes
+    settings  what else decides that, besides the pictures, their views and the version: values as a recipe has
+    views     whose pictures have features to keep
+    pixels    views whose pixels training reads all the same
+    """
+
+    network: Leaf
+    settings: Mapping[str, Any]
+    views: tuple[ViewName, ...]
+    pixels: tuple[ViewName, ...] = ()
+
+
 class Architecture(Protocol):
     """Two modules and a list of what is summed.
 
@@ -143,6 +170,19 @@ class Architecture(Protocol):
 
     def encode(self, batch: Batch) -> Any:
         """What the leaf encoders make of the batch's pictures: tensors, without gradients."""
+        ...
+
+    @property
+    def measured(self) -> Measured:
+        """What `apart` depends on. Ask before anything is trained."""
+        ...
+
+    def apart(self, batch: Batch) -> Parts:
+        """The features of every picture on its own, of each view of `measured.views`, in the batch's order."""
+        ...
+
+    def together(self, parts: Parts, batch: Batch) -> Any:
+        """What `encode` gives, from features that were kept, in any float type on the CPU; `pixels` are read."""
         ...
 
     def counts(self, batch: Batch) -> dict[str, int]:

@@ -12,6 +12,7 @@ Source: arXiv:2412.15188 table 2; LLaVA-NeXT, as transformers' LlavaNextModel ha
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -25,9 +26,10 @@ from transformers import (
 )
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from models import coders, pretrained
+from models import coders, lora, pretrained
+from models.apart import joined
 from models.configs import LLaVAFusion
-from models.interface import Batch, Pictures
+from models.interface import Batch, Measured, Parts, Pictures
 from models.lmfusion import LMFusionModule
 from models.parts import Canvas, Clip, LlavaNext, Pretrained, vocabulary
 from models.sequence import picture_places
@@ -111,6 +113,26 @@ class LLaVAFusionArchitecture(TransfusionArchitecture):
         """What was read, and what the canvas of each drawn picture is drawn from."""
         return Encoded(self.encoder.read(batch.seen), self.encoder(batch.drawn.pixels))
 
+    @property
+    def measured(self) -> Measured:
+        """Tokens, and latents where the canvas has any."""
+        canvas = super().measured
+        settings = {"backbone": self.config.backbone, **canvas.settings}
+        return replace(canvas, settings=settings, views=("seen", *canvas.views))
+
+    def apart(self, batch: Batch) -> Parts:
+        """The tokens of each picture that is read, and what each canvas is drawn from."""
+        read = self.encoder.read(batch.seen).split(batch.seen.tokens.tolist())
+        return {"seen": [{"tokens": tokens} for tokens in read], **super().apart(batch)}
+
+    def together(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, parts: Parts, batch: Batch
+    ) -> Encoded:
+        """The inverse of `apart`."""
+        seen = parts["seen"]
+        tokens = joined(seen, "tokens", batch.ids.device) if seen else self.encoder.read(batch.seen)
+        return Encoded(tokens, super().together(parts, batch))
+
 
 def build(config: LLaVAFusion) -> LLaVAFusionArchitecture:
     """The modules, on CPU, float32; what starts at random is a function of `config.seed`.
@@ -137,6 +159,7 @@ def build(config: LLaVAFusion) -> LLaVAFusionArchitecture:
         module = LLaVAFusionModule(backbone, coder, config, size=ids)
     if config.text_rate == 0:
         module.backbone.requires_grad_(False)
+    lora.inject(module, config.lora, config.seed)
     return LLaVAFusionArchitecture(config, encoder=encoder, module=module)
 
 
@@ -163,9 +186,17 @@ def loaded(weights: Pretrained) -> LlavaNextForConditionalGeneration:
 
 def random_llava_next(sizes: LlavaNext) -> LlavaNextForConditionalGeneration:
     """A LLaVA-NeXT whose weights are a function of `sizes.seed`; the global generator is left as it was."""
+    config = llava_next_config(sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(sizes.seed)
+        return LlavaNextForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+
+
+def llava_next_config(sizes: LlavaNext) -> LlavaNextConfig:
+    """LLaVA-NeXT of these sizes."""
     with torch.device("meta"):
         text = random_language_model(sizes.text).config
-    config = LlavaNextConfig(
+    return LlavaNextConfig(
         vision_config=clip_config(sizes.vision),
         text_config=text,
         image_token_index=text.vocab_size - 1,
@@ -177,9 +208,6 @@ def random_llava_next(sizes: LlavaNext) -> LlavaNextForConditionalGeneration:
         image_grid_pinpoints=[list(pinpoint) for pinpoint in sizes.pinpoints],
         image_seq_length=(sizes.vision.picture // sizes.vision.patch) ** 2,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(sizes.seed)
-        return LlavaNextForConditionalGeneration._from_config(config, attn_implementation="sdpa")
 
 
 def clip_config(sizes: Clip) -> CLIPVisionConfig:

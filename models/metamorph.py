@@ -19,8 +19,10 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from models import lora
+from models.apart import stacked
 from models.configs import MetaMorph
-from models.interface import Answered, Asked, Batch, Care, Draw, Losses
+from models.interface import Answered, Asked, Batch, Care, Draw, Losses, Measured, Parts
 from models.layout import Answer as Kind
 from models.layout import ChatLayout, Document, Turns
 from models.parts import vocabulary
@@ -91,6 +93,20 @@ class MetaMorphArchitecture:
         """The tokens of every picture: float32[P, T, C]."""
         return self.encoder(batch.seen.pixels)
 
+    @property
+    def measured(self) -> Measured:
+        """Tokens."""
+        settings = {"vision": self.config.vision, "grid": self.config.grid}
+        return Measured(network=self.encoder, settings=settings, views=("seen",))
+
+    def apart(self, batch: Batch) -> Parts:
+        """The tokens of each picture."""
+        return {"seen": [{"tokens": tokens} for tokens in self.encode(batch)]}
+
+    def together(self, parts: Parts, batch: Batch) -> Tensor:
+        """The inverse of `apart`."""
+        return stacked(parts["seen"], "tokens", batch.ids.device) if parts["seen"] else self.encode(batch)
+
     def counts(self, batch: Batch) -> dict[str, int]:
         """Target ids, and picture tokens of the answers."""
         return {"text": int(batch.target.sum()), "picture": int(batch.seen.answer.sum()) * self.config.grid**2}
@@ -116,7 +132,7 @@ def build(config: MetaMorph) -> MetaMorphArchitecture:
     """The modules, on CPU, float32; what starts at random is a function of `config.seed`.
 
     Raises:
-        ValueError: weights that cannot be had, or a vocabulary smaller than the tokenizer.
+        ValueError: weights that cannot be had, a vocabulary smaller than the tokenizer, or a LoRA that fits nowhere.
     """
     encoder = VisionEncoder(config.vision, grid=config.grid)
     size = vocabulary(config.backbone)
@@ -128,6 +144,7 @@ def build(config: MetaMorph) -> MetaMorphArchitecture:
         module.requires_grad_(False)
         module.adapter.requires_grad_(True)
         module.marks_in.requires_grad_(True)
+    lora.inject(module, config.lora, config.seed)
     return MetaMorphArchitecture(config, encoder=encoder, module=module)
 
 

@@ -14,7 +14,8 @@ Source: arXiv:2504.06256 section 3; models/ and dataset.py of facebookresearch/m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import fields
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -23,15 +24,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from models import pretrained
+from models import lora, pretrained
+from models.apart import gaussian, gaussians, joined
 from models.configs import MetaQuery
 from models.connector import ConnectorModule
 from models.decoders import Decoder, DeepCanvas, canvas_encoder, decoder
 from models.diffusion import TIMESTEPS, at_least_one, normal, starting_noise, timesteps
-from models.interface import Answered, Asked, Batch, Care, Draw, Losses
+from models.interface import Answered, Asked, Batch, Care, Draw, Features, Losses, Measured, Parts, Pictures
 from models.layout import Document, MetaQueryLayout, Slot, Turns
 from models.multimodal import LanguageModel, Tower, model_of, parts_of, places
-from models.parts import Pretrained, QwenVL
+from models.parts import Pixels, Pretrained, QwenVL
 from models.sequence import batched, blocks, mask, picture_places, prompted, sides
 from models.transformer import evaluating
 from models.views import Cut
@@ -44,11 +46,14 @@ class Encoded(NamedTuple):
     seen    float32[S, D]  tokens of the read pictures, in order of `picture_places(batch.seen)`
     black   float32[S, D]  those of black pictures in their places
     canvas  what the canvas of each drawn picture is drawn from
+    states  of each drawn picture, where the language model ran beforehand: what the connector reads, float[T, D],
+            for each that `taken` may say; then nothing was read
     """
 
     seen: Tensor
     black: Tensor
     canvas: Gaussian
+    states: Sequence[Features] | None = None
 
 
 class MetaQueryEncoder(Leaf):
@@ -63,6 +68,16 @@ class MetaQueryEncoder(Leaf):
     def forward(self, batch: Batch) -> Encoded:
         """See `Encoded`."""
         return Encoded(self.tower(batch.seen), self.tower.black(batch.seen), self.canvas(batch.drawn.pixels))
+
+
+class Reading(Leaf):
+    """All that the states depend on which the connector reads, where nothing of it learns."""
+
+    def __init__(self, encoder: MetaQueryEncoder, module: MetaQueryModule) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.backbone = module.backbone
+        self.rows = nn.ParameterList([module.queries, module.marks])
 
 
 class MetaQueryModule(nn.Module):
@@ -116,12 +131,18 @@ class MetaQueryModule(nn.Module):
         Args:     hiding: bool[B, N], tokens that are not seen. blacked: bool[], read pictures that are shown black.
         Returns:  float[R, T, C], and which places are present: bool[R, T].
         """
+        chosen, present = self.states(batch, features, hiding, blacked)
+        return self.connector(chosen, present), present
+
+    def states(self, batch: Batch, features: Encoded, hiding: Tensor, blacked: Tensor) -> tuple[Tensor, Tensor]:
+        """What the connector reads, float[R, T, D], and which places are present: bool[R, T]."""
+        if features.states is not None:
+            said = [states[name] for states, name in zip(features.states, taken(batch, hiding, blacked), strict=True)]
+            return padded([each.to(self.queries) for each in said] or [torch.zeros_like(self.queries[:1])])
         black = blacked.repeat_interleave(batch.seen.tokens)[:, None]
         inputs = self.embedded(batch, torch.where(black, features.black, features.seen))
         sight = mask(self.backbone, batch.document, blocks(batch, whole=False), hiding)
-        states = self.run(inputs, sight, self.places(batch))
-        chosen, present = self.chosen(states, batch, hiding)
-        return self.connector(chosen, present), present
+        return self.chosen(self.run(inputs, sight, self.places(batch)), batch, hiding)
 
     def embedded(self, batch: Batch, seen: Tensor) -> Tensor:
         """The language model's inputs: float[B, N, D]. seen: float32[S, D]."""
@@ -160,9 +181,14 @@ class MetaQueryModule(nn.Module):
         for row, start in zip(drawn.row.tolist(), drawn.start.tolist(), strict=True):
             here = (batch.document[row] == batch.document[row, start]) & (place < start - 1)  # before the mark
             said.append(states[row, here & ~hiding[row]])
-        lengths = torch.tensor([len(one) for one in said], device=states.device)
-        padded = pad_sequence(said, batch_first=True)
-        return padded, torch.arange(padded.shape[1], device=states.device) < lengths[:, None]
+        return padded(said)
+
+
+def padded(said: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """States of one length and which are present: R times float[T, D] -> float[R, T, D], bool[R, T]."""
+    lengths = torch.tensor([len(one) for one in said], device=said[0].device)
+    states = pad_sequence(list(said), batch_first=True)
+    return states, torch.arange(states.shape[1], device=states.device) < lengths[:, None]
 
 
 def started(rows: Tensor, count: int, start: str) -> Tensor:
@@ -203,6 +229,20 @@ def dropped(batch: Batch, draw: Draw, rate: float) -> tuple[Tensor, Tensor]:
     return hiding, blacked
 
 
+def taken(batch: Batch, hiding: Tensor, blacked: Tensor) -> list[str]:
+    """What `dropped` took away from the document of each drawn picture: "nothing", "words", "pictures" or "both"."""
+    drawn, seen = batch.drawn, batch.seen
+    document = batch.document[drawn.row, drawn.start]
+    words = (hiding[drawn.row] & (batch.document[drawn.row] == document[:, None])).any(dim=1)
+    shown = (seen.row == drawn.row[:, None]) & (batch.document[seen.row, seen.start] == document[:, None])
+    pictures = (shown & blacked).any(dim=1)
+    names = {(False, False): "nothing", (True, False): "words", (False, True): "pictures", (True, True): "both"}
+    return [names[pair] for pair in zip(words.tolist(), pictures.tolist(), strict=True)]
+
+
+BLACK = 64  # sizes of pictures whose black tokens are kept at hand
+
+
 class MetaQueryArchitecture:
     """The `Architecture` of `configs.MetaQuery`."""
 
@@ -210,10 +250,79 @@ class MetaQueryArchitecture:
         self.config = config
         self.encoder = encoder
         self.module = module
+        self.latent = not isinstance(config.decoder.canvas, Pixels)
+        reads = (module.queries, module.marks, *module.backbone.parameters())
+        self.still = not any(parameter.requires_grad for parameter in reads)  # what the connector reads never changes
+        self._black: dict[tuple[int, int], Tensor] = {}
 
     def encode(self, batch: Batch) -> Encoded:
         """What was read, and what the canvas of each drawn picture is drawn from."""
         return self.encoder(batch)
+
+    @property
+    def measured(self) -> Measured:
+        """Latents, and tokens; where what reads them never learns, the states that it makes of them instead."""
+        config, module = self.config, self.module
+        settings: dict[str, Any] = {
+            "backbone": config.backbone,
+            "canvas": config.decoder.canvas,
+            "reconstruction": config.reconstruction,
+        }
+        pixels = () if self.latent else ("drawn",)
+        if not self.still:
+            views = ("seen", "drawn") if self.latent else ("seen",)
+            return Measured(network=self.encoder, settings=settings, views=views, pixels=pixels)
+        for name in ("condition", "queries", "system", "caption_tokens", "pixels"):
+            settings[name] = getattr(config, name)
+        settings["dropout"] = config.condition_dropout > 0
+        return Measured(network=Reading(self.encoder, module), settings=settings, views=("drawn",), pixels=pixels)
+
+    def apart(self, batch: Batch) -> Parts:
+        """Tokens of each picture that is read, or states of each drawn one, and what its canvas is drawn from."""
+        if self.still:
+            features = self.encode(batch)
+            latents = gaussians(features.canvas) if self.latent else [{}] * len(batch.drawn)
+            states = self._states(batch, features)
+            return {"drawn": [{**latent, **one} for latent, one in zip(latents, states, strict=True)]}
+        read = self.encoder.tower(batch.seen).split(batch.seen.tokens.tolist())
+        drawn: Parts = {"drawn": gaussians(self.encoder.canvas(batch.drawn.pixels))} if self.latent else {}
+        return {"seen": [{"tokens": tokens} for tokens in read], **drawn}
+
+    def together(self, parts: Parts, batch: Batch) -> Encoded:
+        """The inverse of `apart`; a canvas of pixels is made of them."""
+        seen, drawn, device = parts.get("seen"), parts.get("drawn"), batch.ids.device
+        canvas = gaussian(drawn, device) if drawn and self.latent else self.encoder.canvas(batch.drawn.pixels)
+        nothing = torch.zeros(0, self.encoder.tower.width, device=device)
+        if self.still:
+            return Encoded(nothing, nothing, canvas, drawn)
+        read = joined(seen, "tokens", device) if seen else nothing
+        return Encoded(read, self._shown_black(batch.seen) if self.config.condition_dropout else read, canvas)
+
+    def _states(self, batch: Batch, features: Encoded) -> list[dict[str, Tensor]]:
+        """What the connector reads of each drawn picture, for all that condition dropout may take away."""
+        none, nobody = torch.zeros_like(batch.condition), torch.zeros_like(batch.seen.answer)
+        takes = [(none, nobody)]
+        if self.config.condition_dropout:
+            takes += [(batch.condition, nobody), (none, ~nobody), (batch.condition, ~nobody)]
+        found: list[dict[str, Tensor]] = [{} for _ in range(len(batch.drawn))]
+        with torch.no_grad(), evaluating(self.module):
+            for hiding, blacked in takes if found else ():
+                states, present = self.module.states(batch, features, hiding, blacked)
+                for index, name in enumerate(taken(batch, hiding, blacked)):
+                    found[index].setdefault(name, states[index, present[index]])
+        return found
+
+    def _shown_black(self, seen: Pictures) -> Tensor:
+        """Tokens of black pictures in the places of these, float32[S, D]: read once for each of the last sizes."""
+        tokens = [seen.pixels.new_zeros(0, self.encoder.tower.width)]
+        for index, (rows, columns) in enumerate(seen.grid.tolist()):
+            if (rows, columns) not in self._black:
+                if len(self._black) == BLACK:
+                    del self._black[next(iter(self._black))]
+                one = {field.name: getattr(seen, field.name)[index : index + 1] for field in fields(seen)}
+                self._black[rows, columns] = self.encoder.tower.black(Pictures(**one))
+            tokens.append(self._black[rows, columns])
+        return torch.cat(tokens)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Pictures of answers: each counts once, whatever its size."""
@@ -343,6 +452,7 @@ def build(config: MetaQuery) -> MetaQueryArchitecture:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         module = MetaQueryModule(config, backbone, head, tokenizer_size=ids)
+    lora.inject(module, config.lora, config.seed)
     return MetaQueryArchitecture(config, encoder=encoder, module=module)
 
 

@@ -20,7 +20,8 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from models import coders
+from models import coders, lora
+from models.apart import gaussian, gaussians
 from models.configs import Transfusion
 from models.diffusion import (
     COSINE,
@@ -34,7 +35,7 @@ from models.diffusion import (
     starting_noise,
     timesteps,
 )
-from models.interface import Answered, Asked, Batch, Care, Draw, Losses
+from models.interface import Answered, Asked, Batch, Care, Draw, Losses, Measured, Parts
 from models.layout import PlainLayout, Turns
 from models.parts import vocabulary
 from models.sequence import blocks, hidden, mask, picture_places, prompted, sees
@@ -136,6 +137,23 @@ class TransfusionArchitecture:
 
     def encode(self, batch: Batch) -> Gaussian:
         """What the canvas of each drawn picture is drawn from."""
+        return self.encoder(batch.drawn.pixels)
+
+    @property
+    def measured(self) -> Measured:
+        """Latents; of a canvas of pixels there is nothing to keep."""
+        if self.encoder.vae is None:
+            return Measured(network=self.encoder, settings={}, views=(), pixels=("drawn",))
+        return Measured(network=self.encoder, settings={"canvas": self.config.canvas}, views=("drawn",))
+
+    def apart(self, batch: Batch) -> Parts:
+        """What each canvas is drawn from."""
+        return {"drawn": gaussians(self.encoder(batch.drawn.pixels))} if self.encoder.vae else {}
+
+    def together(self, parts: Parts, batch: Batch) -> Gaussian:
+        """The inverse of `apart`; a canvas of pixels is made of them."""
+        if drawn := parts.get("drawn"):
+            return gaussian(drawn, batch.ids.device)
         return self.encoder(batch.drawn.pixels)
 
     def counts(self, batch: Batch) -> dict[str, int]:
@@ -285,7 +303,7 @@ def build(config: Transfusion, kind: type[TransfusionModule] = TransfusionModule
 
     Args:   kind: of the module, for those that differ in the transformer alone.
     Raises:
-        ValueError: weights that cannot be had.
+        ValueError: weights that cannot be had, or a LoRA that fits nowhere.
     """
     size = vocabulary(config.backbone)
     encoder = CanvasEncoder(config.canvas)
@@ -301,4 +319,5 @@ def build(config: Transfusion, kind: type[TransfusionModule] = TransfusionModule
         module = kind(backbone, coder, config, size=size)
     if config.text_rate == 0:
         module.backbone.requires_grad_(False)
+    lora.inject(module, config.lora, config.seed)
     return TransfusionArchitecture(config, encoder=encoder, module=module)

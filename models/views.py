@@ -31,6 +31,10 @@ class View(Protocol):
         """The tiles of an RGB picture of any size."""
         ...
 
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """`Cut.grid` of a picture of this width and height."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Square:
@@ -47,7 +51,11 @@ class Square:
         """One tile."""
         if self.fit == "crop":
             image = middle(image)
-        return Cut(np.asarray(scaled(image, self.side, self.side))[None], (1, 1))
+        return Cut(np.asarray(scaled(image, self.side, self.side))[None], self.grid(image.size))
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """One tile."""
+        return 1, 1
 
 
 @dataclass(frozen=True, kw_only=True)

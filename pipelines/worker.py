@@ -25,8 +25,8 @@ from torch import Tensor, distributed
 
 from dataflow.build import write_atomically
 from models.interface import Architecture
-from pipelines import checkpoint, zero
-from pipelines.batching import Micro
+from pipelines import checkpoint, features, zero
+from pipelines.batching import Micro, RecordBatches
 from pipelines.step import alone
 from pipelines.train import Batches
 from pipelines.training import Training
@@ -69,17 +69,20 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
         if rank == 0:  # the ranks of a driver that was killed may still be writing
             stack.enter_context(alone(run / "ray" / "lock", run.name, patience=LEFTOVER_WRITER))
         architecture: Architecture = training.architecture.build()
-        if (run / "start.json").exists():
-            earlier = Path(json.loads((run / "start.json").read_text())["run"])
-            told = checkpoint.start_from(earlier, architecture.module)
-            if rank == 0:
-                print(told, flush=True)
+        told, _ = checkpoint.begin(run, architecture.module)
+        if told and rank == 0:
+            print(told, flush=True)
         digests = {
             "batches": batches.digest,
             "encoder": _digest(architecture.encoder.state_dict().items()),
             "frozen": _digest((name, p) for name, p in architecture.module.named_parameters() if not p.requires_grad),
         }
         _agree(digests)
+        if execution.features == "stored":
+            assert isinstance(batches, RecordBatches)
+            batches = features.stored(batches, architecture, json.loads((run / "recipe.json").read_bytes())["recipe"])
+            assert batches.stored is not None
+            _agree({"features": str(batches.stored.folders)})
         engine = zero.engine(
             architecture.module,
             training.optimizer,
@@ -159,8 +162,8 @@ def _step(
     for index, item in enumerate(items):
         there = item.batch.to(device)
         with torch.no_grad():
-            features = architecture.encode(there)
-        losses: dict[str, Tensor] = engine(there, features, item.draw)
+            given = architecture.encode(there) if item.parts is None else architecture.together(item.parts, there)
+        losses: dict[str, Tensor] = engine(there, given, item.draw)
         total = sum(losses[name].float() * factor for name, factor in factors.items())
         assert isinstance(total, Tensor)
         zero.backward(engine, total, last=index == len(items) - 1)
