@@ -19,7 +19,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dataflow.build import sync, write_atomically
+from models import lora
 from pipelines.zero import Engine
 
 FORMAT = 1
@@ -110,15 +112,71 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "parameters.safetensors")
 
 
-def start_from(run: Path, module: nn.Module) -> str:
-    """Put the last weights of another run into a module that is not under an engine yet; says what was taken.
+def write(folder: Path, tensors: Mapping[str, tuple[int, ...]], values: Iterable[Tensor]) -> str:
+    """A checkpoint of weights alone, float32, that no optimizer goes on from. Returns the sha256 of the weights.
 
+    Args:  tensors: name -> shape, in the order of `values`, which are written one by one.
+    """
+    folder.mkdir(parents=True)
+    path = folder / "parameters.safetensors"
+    digest = _write(path, {name: (torch.float32, shape) for name, shape in tensors.items()}, values)
+    files = {path.name: {"sha256": digest, "bytes": path.stat().st_size}}
+    record = {"format": FORMAT, "optimizer_step": 0, "files": files, "state": {"step": 0, "position": 0}}
+    write_atomically(folder / "state.json", json.dumps(record, indent=1, sort_keys=True).encode())
+    return digest
+
+
+def digest(run: Path) -> str:
+    """The sha256 of a run's last weights, as they were written.
+
+    Raises:  ValueError when it has no checkpoint.
+    """
+    record = _record(_newest(run))
+    assert record is not None
+    return record["files"]["parameters.safetensors"]["sha256"]
+
+
+def names(run: Path) -> tuple[str, ...]:
+    """What a run's last weights are called. ValueError when it has no checkpoint."""
+    with safe_open(_newest(run) / "parameters.safetensors", framework="pt") as file:
+        return tuple(file.keys())
+
+
+def by_part(names: Iterable[str]) -> str:
+    """Names of weights by the part that they are of, in words: "backbone 20, adapter 4"."""
+    counts = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{part} {count}" for part, count in counts.items())
+
+
+def begin(run: Path, module: nn.Module) -> tuple[str, frozenset[str]]:
+    """Put what a run starts from, if anything, into a module that is not under an engine yet.
+
+    Returns: what to tell about it ("" where it starts from nothing), and the names of what was taken.
+    Raises:  ValueError when what it starts from is gone, is not what it was, or does not fit.
+    """
+    if not (run / "start.json").is_file():
+        return "", frozenset()
+    begun = json.loads((run / "start.json").read_bytes())
+    earlier = Path(begun["run"])
+    if not earlier.is_dir():
+        raise ValueError(f"{run.name} starts from {earlier}, which is gone: put it back, or name it in start.json")
+    if "weights" in begun and digest(earlier) != begun["weights"]:
+        raise ValueError(
+            f"{run.name} starts from weights {begun['weights'][:12]}, {earlier} has {digest(earlier)[:12]} now: "
+            "restore them, or begin another run"
+        )
+    return start_from(earlier, module)
+
+
+def start_from(run: Path, module: nn.Module) -> tuple[str, frozenset[str]]:
+    """Put the last weights of another run, over those that it started from, into a module under no engine yet.
+
+    Returns: what to tell about it, and the names of what was taken.
     Raises:  ValueError when that run has no checkpoint, or one of its weights does not fit.
     """
-    newest = latest(run / "checkpoints")
-    if newest is None:
-        raise ValueError(f"{run} has no checkpoint to start from: train it again")
-    taken = weights(newest)
+    newest = _newest(run)
+    _, before = begin(run, module)
+    taken = lora.placed(weights(newest), module)
     here = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     wrong = [name for name, tensor in taken.items() if here.get(name) != tuple(tensor.shape)]
     if wrong:
@@ -127,8 +185,16 @@ def start_from(run: Path, module: nn.Module) -> str:
             "start from a training of the same parts"
         )
     module.load_state_dict(taken, strict=False)
-    anew = [name for name, parameter in module.named_parameters() if parameter.requires_grad and name not in taken]
-    return f"started from {newest}: {len(taken)} weights taken, {len(anew)} trained ones begin anew"
+    names = before | taken.keys()
+    anew = [name for name, parameter in module.named_parameters() if parameter.requires_grad and name not in names]
+    return f"started from {newest}: {len(names)} weights taken, {len(anew)} trained ones begin anew", names
+
+
+def _newest(run: Path) -> Path:
+    newest = latest(run / "checkpoints")
+    if newest is None:
+        raise ValueError(f"{run} has no checkpoint to start from: train it again")
+    return newest
 
 
 def latest(checkpoints: Path) -> Path | None:

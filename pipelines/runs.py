@@ -10,7 +10,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from dataflow.build import write_atomically
 from dataflow.schedule import Schedule
@@ -18,7 +17,7 @@ from pipelines import checkpoint, plan, recipe
 from pipelines.batching import RecordBatches
 from pipelines.step import Place, alone, cluster
 from pipelines.train import fit, prepare
-from pipelines.training import Training
+from pipelines.training import Training, Weights
 
 
 def train(training: Training, place: Place, *, recipe_name: str) -> Path:
@@ -33,18 +32,17 @@ def train(training: Training, place: Place, *, recipe_name: str) -> Path:
         if (run / "done.json").is_file():
             print(f"{run.name}: already trained, nothing to do", flush=True)
             return run
-        description = _description(training, recipe_name)
-        prepare(run, description, training)
-        if description["file"]:
-            shutil.copyfile(description["file"], run / "recipe.py")  # code.txt tells of the house alone
+        described(run, training, recipe_name)
         planned = {
             "schedule": schedule.digest,
             "positions": schedule.positions,
             "mixture": plan.table(training, schedule),
+            "corpora": sorted({member.corpus.name for member in opened}),
+            "selections": sorted({member.selection.name for member in opened if member.selection}),
         }
         write_atomically(run / "plan.json", json.dumps(planned, indent=1).encode())
         if training.start_from is not None:
-            write_atomically(run / "start.json", json.dumps({"run": str(_finished(training, place))}).encode())
+            _write_start(run, finished(training, place))
         newest = checkpoint.latest(run / "checkpoints")
         begins = "from the start" if newest is None else f"on from {newest.name}"
         print(f"{run.name}: training {begins} to step {training.steps}, {training.batch} records a step", flush=True)
@@ -61,7 +59,7 @@ def located(training: Training, place: Place) -> tuple[tuple[plan.Opened, ...], 
     """
     opened = tuple(plan.locate(training.mixture, place))
     schedule = plan.schedule(training, [member.open() for member in opened])
-    whole = replace(training, steps=schedule.positions)
+    whole = replace(pinned(training), steps=schedule.positions)
     return opened, schedule, whole, plan.run_folder(whole, schedule, place)
 
 
@@ -76,21 +74,72 @@ def batches_of(training: Training, schedule: Schedule, opened: tuple[plan.Opened
     )
 
 
-def _finished(training: Training, place: Place) -> Path:
+def finished(training: Training, place: Place) -> Path:
     """The run that a training starts from.
 
     Raises:
         ValueError: it is not finished.
     """
-    assert training.start_from is not None
-    *_, run = located(training.start_from, place)
+    earlier = training.start_from
+    assert earlier is not None
+    if isinstance(earlier, Weights):
+        return _folder(earlier)
+    *_, run = located(earlier, place)
     if not (run / "done.json").is_file():
         raise ValueError(f"{training.name} starts from {run.name}, which is not finished: train that first")
     return run
 
 
-def _description(training: Training, recipe_name: str) -> dict[str, Any]:
-    """What recipe.json holds. `file` is where the classes of a recipe outside the house are found again."""
+def _folder(weights: Weights) -> Path:
+    """Where weights lie. ValueError if there is no finished run."""
+    run = Path(weights.path).expanduser().absolute()
+    if not (run / "recipe.json").is_file():
+        raise ValueError(f"start_from: {run} is no run: give a folder under ROOT/trainings, or import-model's")
+    if not (run / "done.json").is_file():
+        raise ValueError(f"start_from: {run} is not finished, so its weights still change: train it to its end first")
+    return run
+
+
+def pinned(training: Training) -> Training:
+    """The same, with the digest of every folder's weights in it, of what it starts from too: that names the run.
+
+    Raises:
+        ValueError: no finished run there, or other weights than those that were asked for.
+    """
+    earlier = training.start_from
+    if isinstance(earlier, Training):
+        return replace(training, start_from=pinned(earlier))
+    if earlier is None:
+        return training
+    found = checkpoint.digest(_folder(earlier))
+    if earlier.sha256 not in (None, found):
+        raise ValueError(
+            f"start_from: {earlier.path} has weights {found[:12]}, the recipe wants {earlier.sha256[:12]}: "
+            "give the run that it means"
+        )
+    return replace(training, start_from=replace(earlier, sha256=found))
+
+
+def _write_start(run: Path, earlier: Path) -> None:
+    """start.json, what every rank begins with. ValueError if the run was begun with other weights."""
+    path, found = run / "start.json", checkpoint.digest(earlier)
+    before = json.loads(path.read_bytes()).get("weights", found) if path.is_file() else found
+    if before != found:
+        raise ValueError(
+            f"{run.name} was begun with weights {before[:12]} of {earlier.name}, which has {found[:12]} now: "
+            "restore them, or remove the run"
+        )
+    write_atomically(path, json.dumps({"run": str(earlier), "weights": found}, indent=1).encode())
+    print(f"{run.name}: starts from {earlier.name}: {checkpoint.by_part(checkpoint.names(earlier))}", flush=True)
+
+
+def described(run: Path, training: Training, recipe_name: str) -> None:
+    """What a run is, in its folder: recipe.json, code.txt, and the file of a recipe outside the house. See `prepare`.
+
+    `file` is where the classes of such a recipe are found again.
+    """
     file, _, _ = recipe.split(recipe_name)
     outside = str(Path(file).expanduser().resolve()) if file.endswith(".py") else None
-    return {"recipe": recipe_name, "file": outside, "value": recipe.describe(training)}
+    prepare(run, {"recipe": recipe_name, "file": outside, "value": recipe.describe(training)}, training)
+    if outside:
+        shutil.copyfile(outside, run / "recipe.py")  # code.txt tells of the house alone

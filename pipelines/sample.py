@@ -22,7 +22,7 @@ from PIL import Image
 from dataflow import media
 from models.configs import MetaMorph, Visualizer
 from models.interface import Asked
-from models.visualizer import LatentEncoder, paint, tokens_of
+from models.visualizer import VisualizerEncoder, paint
 from pipelines import checkpoint, recipe
 from pipelines.training import Training
 
@@ -42,6 +42,8 @@ class Sampled:
 class Run:
     """A run's folder with the architecture of its recipe and the weights of its newest checkpoint, on one device.
 
+    taken: names in the module of what comes from a checkpoint; all else is as its part was published.
+
     Raises:
         ValueError: no run there, no checkpoint yet, or weights that are not of this architecture.
     """
@@ -55,20 +57,25 @@ class Run:
             raise ValueError(f"{folder} has no checkpoint yet: train it first")
         self.step = int(newest.name.rpartition("-")[2])
         self.architecture: Any = self.config.build()
-        _take(self.architecture.module, checkpoint.weights(newest), newest)
-        self.architecture.module.eval()
+        module, weights = self.architecture.module, checkpoint.weights(newest)
+        begun: frozenset[str] = frozenset()
+        if any(name not in weights for name, _ in module.named_parameters()):  # what is frozen may come from there
+            _, begun = checkpoint.begin(folder, module)
+        _take(module, weights, newest, whole=not (folder / "import.json").is_file())
+        self.taken = begun | weights.keys()
+        module.eval()
         self.device = next(self.architecture.module.parameters()).device
 
     @cached_property
     def vision(self) -> str:
         """Digest of the frozen encoder: tokens of one run mean something only to runs with the same."""
         encoder = self.architecture.encoder
-        return (encoder.vision if isinstance(encoder, LatentEncoder) else encoder).digest()
+        return (encoder.vision if isinstance(encoder, VisualizerEncoder) else encoder).digest()
 
 
-def _take(module: torch.nn.Module, weights: dict[str, torch.Tensor], origin: Path) -> None:
-    """Put weights into a module; all that is trained must be among them, and nothing else but buffers."""
-    needed = {name: tuple(parameter.shape) for name, parameter in module.named_parameters() if parameter.requires_grad}
+def _take(module: torch.nn.Module, weights: dict[str, torch.Tensor], origin: Path, *, whole: bool) -> None:
+    """Put weights into a module: of a `whole` run all that is trained, of an imported one what was there."""
+    needed = [name for name, parameter in module.named_parameters() if parameter.requires_grad] if whole else []
     known = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     wrong = [name for name, tensor in weights.items() if known.get(name) != tuple(tensor.shape)]
     wrong += [name for name in needed if name not in weights]
@@ -134,7 +141,7 @@ def repaint(visualizer: Run, pictures: Sequence[Image.Image], settings: Asked) -
     tiles = np.concatenate([visualizer.config.drawn.cut(picture).tiles for picture in pictures])
     with torch.inference_mode():
         seen = rearrange(torch.from_numpy(tiles), "k h w c -> k c h w").float() / 255
-        tokens = tokens_of(visualizer.architecture.encoder(seen))
+        tokens = visualizer.architecture.encoder.vision(seen)
     return painted(visualizer, tokens, settings)
 
 

@@ -92,7 +92,7 @@ def prepare(run: Path, description: dict[str, Any], training: Training) -> None:
     """Create the run's folder, or make sure that it is this training's own.
 
     What lies under `execution` may change between attempts: any stage, micro-batch and world size goes on with the
-    same checkpoints. Everything else changes the mathematics.
+    same checkpoints; so may the place of weights to start from. Everything else changes the mathematics.
 
     Args:    description: the recipe as JSON values, written to recipe.json; what stands under `value` must stay, the
              rest says where it came from.
@@ -113,7 +113,9 @@ def prepare(run: Path, description: dict[str, Any], training: Training) -> None:
         changed = [
             f"{path} ({json.dumps(before.get(path))} there, {json.dumps(now.get(path))} now)"
             for path in sorted(before.keys() | now.keys())
-            if before.get(path) != now.get(path) and "execution" not in path.split(".")
+            if before.get(path) != now.get(path)
+            and "execution" not in path.split(".")
+            and not path.endswith("start_from.path")
         ]
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

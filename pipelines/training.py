@@ -36,8 +36,25 @@ class Execution:
     zero_stage: Literal[0, 1, 2, 3] = 2
     micro_batch: int = 8  # rows of one forward pass on one rank
     dtype: Literal["float32", "bfloat16"] = "float32"
+    features: Literal["computed", "stored"] = "computed"  # of frozen encoders; `interlace measure` stores them
     save_every: int = 50  # steps between checkpoints
     keep: int = 2  # newest checkpoints kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The last weights of a finished run's folder, trained here or imported; nothing else of it counts.
+
+    path: WHERE it lies now, so it names no run. sha256: of its parameters.safetensors, which does; None: whatever lies
+    there when the training begins.
+    """
+
+    path: str
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"sha256={self.sha256!r}: 64 hex digits, as in the run's state.json, or nothing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +64,8 @@ class Training:
     architecture: a config with `tasks`, `layout()`, `seen`, `drawn` and `build()` (models/interface.py).
     batch: records of one optimizer step, over all ranks.
     steps: optimizer steps; None: as many as the amounts of the mixture last for, which takes built corpora to tell.
-    start_from: the training whose last weights this one begins with; optimizer and schedule are new.
+    start_from: the training, or the folder of a run, whose last weights this one begins with; optimizer and schedule
+    are new.
     """
 
     name: str
@@ -58,7 +76,7 @@ class Training:
     steps: int | None
     sequence_length: int
     seed: int = 0
-    start_from: Training | None = None
+    start_from: Training | Weights | None = None
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:

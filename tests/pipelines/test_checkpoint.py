@@ -71,6 +71,21 @@ def test_one_rank_goes_on_from_two(pair: dict, lone: dict, stage: int) -> None:
     assert_equal_losses(lone[f"alone {stage}"], pair["same 2 float32"]["unbroken"])
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_lora_goes_on_from_a_checkpoint_that_holds_its_matrices_and_not_what_they_stand_beside(
+    folder: Path, pair: dict, stage: int
+) -> None:
+    from safetensors.numpy import load_file
+
+    found = pair["lora"]
+    assert_equal_losses(found[f"resumed {stage}"], found["unbroken"])
+    assert found["beside"][0] == found["beside"][1]
+    names = load_file(folder / "lora" / f"step-{SAVED:06d}" / "parameters.safetensors").keys()
+    learned = {f"picture.0.lora_{matrix}.default.weight" for matrix in "AB"}
+    assert {name for name in names if name.startswith("picture.")} == learned
+    assert all(any(found["unbroken"]["weights"][name]) for name in learned)
+
+
 def test_bfloat16_keeps_its_masters_under_another_stage(pair: dict) -> None:
     assert pair["masters 1 to 3"] == pair["masters 1"]
 
@@ -200,6 +215,18 @@ def pair_of_ranks(folder: Path) -> None:
         training, built, engine, _ = prepared(folder, loaded)
         checkpoint.load(folder / f"{saved}-float32" / f"step-{SAVED:06d}", engine)
         results[f"move {saved} {loaded}"] = go_on(training, built, engine)
+
+    training, built, engine, _ = prepared(folder, 2, lora=True)
+    beside = built.module.get_parameter("picture.0.base_layer.weight")
+    before = beside.flatten().tolist()
+    toys.advance(engine, built, training, range(SAVED))
+    checkpoint.save(folder / "lora" / f"step-{SAVED:06d}", engine, state={})
+    results["lora"] = {"unbroken": go_on(training, built, engine), "beside": [before, beside.flatten().tolist()]}
+    distributed.barrier()
+    for stage in (2, 3):
+        training, built, engine, _ = prepared(folder, stage, lora=True)
+        checkpoint.load(folder / "lora" / f"step-{SAVED:06d}", engine)
+        results["lora"][f"resumed {stage}"] = go_on(training, built, engine)
 
     _, _, engine, _ = prepared(folder, 3, "bfloat16")
     checkpoint.load(folder / "1-bfloat16" / f"step-{SAVED:06d}", engine)

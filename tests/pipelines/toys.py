@@ -17,8 +17,10 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from dataflow.mixture import Mixture
+from models import lora
 from models.interface import Batch, Care, Draw, Losses
 from models.layout import Document, Slot
+from models.parts import Lora
 from models.sequence import batched
 from models.views import Cut
 from pipelines import zero
@@ -37,7 +39,7 @@ class Branches(nn.Module):
         self.tower = nn.Linear(width, width)
         self.text = nn.Linear(width, WORDS)
         self.start = nn.Parameter(torch.zeros(width))  # owned by the outermost module: ZeRO-3 must gather it there
-        self.picture = nn.Linear(width, 3 * PIXELS)
+        self.picture = nn.Sequential(nn.Linear(width, 3 * PIXELS))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.tower.requires_grad_(False)
 
@@ -90,6 +92,7 @@ class Toy:
     seed: int = 0
     width: int = 7  # odd, so that no parameter divides evenly among ranks
     extra: bool = False  # one more trained parameter, used by nothing
+    lora: bool = False  # in place of the pictures' branch
     broken_rank: int | None = None  # this rank cannot build it
 
     def build(self) -> Built:
@@ -100,6 +103,9 @@ class Toy:
             module = Branches(self.width)
             if self.extra:
                 module.register_parameter("extra", nn.Parameter(torch.zeros(3)))
+            if self.lora:
+                matrices = Lora(part="picture", rank=2, alpha=4.0, targets=("0",))
+                lora.inject(module, (matrices,), self.seed)
             return Built(encoder=Encoder(), module=module)
 
 
