@@ -103,6 +103,8 @@ class Mixture:
     """Groups with shares, counted in samples or in tokens, or groups of counted members. `seed` shuffles each source.
 
     max_passes: how often a record may be read, None for as often as it takes.
+    curation: what is decided over all corpora together, one after the other, before the members' selections
+    (`curation.Curation`).
 
     Raises: ValueError: a share for some groups only, two groups of one name, a unit that is not there.
     """
@@ -111,6 +113,7 @@ class Mixture:
     unit: Literal["samples", "tokens"] = "samples"
     max_passes: float | None = None
     seed: int = 0
+    curation: tuple[Any, ...] = ()
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -129,6 +132,12 @@ class Mixture:
     def members(self) -> tuple[Member, ...]:
         """All members, group after group: the order in which the schedule numbers them."""
         return tuple(member for group in self.groups for member in group.members)
+
+    @property
+    def corpora(self) -> tuple[Any, ...]:
+        """All corpora that must be built for it: its members', then those that its curations compare them with."""
+        beside = [corpus for rule in self.curation for corpus in getattr(rule, "against", ())]
+        return (*(member.corpus for member in self.members), *beside)
 
 
 @dataclass(frozen=True, kw_only=True)

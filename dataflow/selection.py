@@ -14,13 +14,13 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataflow import shards
-from dataflow.build import write_atomically
+from dataflow.build import sweep, write_atomically
 from dataflow.draw import draw
 from dataflow.index import BuiltCorpus, write_table
+from dataflow.measures import read_table
 
 SELECTION = pa.schema([("row", pa.int64()), ("key", pa.string())])
 
@@ -75,6 +75,16 @@ class Portion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Every:
+    """All records: what a member without a selection uses when its mixture is curated."""
+
+    version: ClassVar[int] = 1
+
+    def __call__(self, keys: Sequence[str]) -> NDArray[np.bool_]:
+        return np.ones(len(keys), bool)
+
+
+@dataclass(frozen=True, kw_only=True)
 class All:
     """Records that every one of the rules uses."""
 
@@ -89,15 +99,24 @@ class All:
         return np.logical_and.reduce([rule(keys) for rule in self.rules])
 
 
-def write(folder: Path, corpus: BuiltCorpus, selection: Selection, *, step: dict[str, Any]) -> None:
+def write(
+    folder: Path,
+    corpus: BuiltCorpus,
+    selection: Selection,
+    *,
+    step: dict[str, Any],
+    names: Sequence[str] | None = None,
+) -> None:
     """Apply a selection to a corpus and write its table; the folder is a finished selection once it has a manifest.
 
     Args:
         corpus: opened whole or through a selection; the rows written are of its index either way.
+        names: what the rule draws by instead of the keys: that of the cluster a record stands in, so that records of
+            one cluster are chosen together.
     Raises:
         ValueError: the rule did not answer for every key.
     """
-    used = np.asarray(selection(corpus.keys))
+    used = np.asarray(selection(corpus.keys if names is None else names))
     if used.dtype != bool or used.shape != (len(corpus),):
         raise ValueError(
             f"{type(selection).__name__} gave {used.dtype}{list(used.shape)} for {len(corpus)} keys of {corpus.name}: "
@@ -106,6 +125,7 @@ def write(folder: Path, corpus: BuiltCorpus, selection: Selection, *, step: dict
     places = np.flatnonzero(used)
     chosen = np.asarray(corpus.rows)[places].astype(np.int64)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     write_table(folder / "selection.parquet", pa.table([chosen, [corpus.keys[place] for place in places]], SELECTION))
     manifest = {
         "step": step,
@@ -123,13 +143,9 @@ def read(folder: Path) -> NDArray[np.int64]:
     Raises:
         ValueError: no finished selection there, or its table changed.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is no finished selection: it has no manifest.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder}/manifest.json does not parse ({error}): remove the folder, build again") from None
-    path = folder / "selection.parquet"
-    if not path.is_file() or shards.sha256(path) != manifest["sha256"]:
-        raise ValueError(f"{path} changed since it was written: remove the folder, build again")
-    return pq.read_table(folder / "selection.parquet")["row"].to_numpy()
+    return read_table(folder, "selection.parquet", "selection")["row"].to_numpy()
+
+
+def corpus_of(folder: Path) -> str:
+    """Folder name of the corpus that a finished selection chose from."""
+    return json.loads((folder / "manifest.json").read_bytes())["corpus"]

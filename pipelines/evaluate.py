@@ -15,10 +15,8 @@ from typing import Any
 import torch
 
 from dataflow.build import write_atomically
-from dataflow.index import BuiltCorpus
 from dataflow.media import decoded
 from dataflow.record import Record
-from dataflow.selection import Part
 from models.interface import Asked, Draw
 from pipelines import plan, sample
 from pipelines.batching import collate
@@ -86,12 +84,11 @@ def evaluate(folder: Path, place: Place, *, records: int, questions: int) -> dic
 def _batches(training: Training, place: Place, records: int) -> Iterator[list[Record]]:
     """Validation records of one task each, short enough for a row."""
     layout = training.architecture.layout()
-    for folder in dict.fromkeys(opened.corpus for opened in plan.locate(training.mixture, place)):
-        corpus = BuiltCorpus(folder)
-        held_out = Part(part="validation")(corpus.keys).nonzero()[0][:records]
+    for opened in plan.held_out(training.mixture, place):
+        corpus = opened.open()
         by_task = defaultdict[str, list[Record]](list)
-        for spot in held_out:
-            record = corpus.record(int(spot))
+        for spot in range(min(records, len(corpus))):
+            record = corpus.record(spot)
             laid_out = layout.lay_out(record.turns, task=record.task, key=record.key, sizes=record.sizes)
             if record.task in training.architecture.tasks and len(laid_out) <= training.sequence_length:
                 by_task[record.task].append(record)

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataflow import selection
+from dataflow.curation import Verdicts
 from dataflow.index import BuiltCorpus
 from dataflow.mixture import Mixture
 from dataflow.record import Record
 from dataflow.schedule import Schedule
+from dataflow.selection import Every, Part
 from models.layout import Layout
 from pipelines import corpus
-from pipelines.curate import select
+from pipelines.curate import curate, select
 from pipelines.recipe import describe, key
 from pipelines.step import Place, cluster
 from pipelines.training import Training
@@ -39,12 +41,12 @@ class Opened:
 
 def build(mixture: Mixture, place: Place, *, rehash: bool = False) -> list[Opened]:
     """Build every corpus and selection of a mixture that is not there yet, on one Ray cluster."""
-    wanted = {member.corpus.recipe_key(): member.corpus for member in mixture.members}
+    wanted = {each.recipe_key(): each for each in mixture.corpora}
     with ExitStack() as stack:
         if rehash or not all(corpus.is_built(each, place) for each in wanted.values()):
             stack.enter_context(cluster(place))
         folders = {recipe_key: corpus.build(each, place, rehash=rehash) for recipe_key, each in wanted.items()}
-    return [_opened(member, folders[member.corpus.recipe_key()], place) for member in mixture.members]
+        return _opened(mixture, folders, place)
 
 
 def locate(mixture: Mixture, place: Place) -> list[Opened]:
@@ -53,7 +55,19 @@ def locate(mixture: Mixture, place: Place) -> list[Opened]:
     Raises:
         ValueError: one is not built.
     """
-    return [_opened(member, corpus.locate(member.corpus, place), place) for member in mixture.members]
+    return _opened(mixture, _located(mixture, place), place)
+
+
+def held_out(mixture: Mixture, place: Place) -> list[Opened]:
+    """The finished corpora of a mixture's members, each once, through their validation part: what no training saw.
+
+    Raises:
+        ValueError: one is not built.
+    """
+    folders = _located(mixture, place)
+    verdicts = _curated(mixture, folders, place)
+    names = dict.fromkeys(member.corpus.recipe_key() for member in mixture.members)
+    return [_through(Part(part="validation"), folders[name], place, verdicts.get(name)) for name in names]
 
 
 def schedule(training: Training, opened: Sequence[BuiltCorpus]) -> Schedule:
@@ -123,9 +137,9 @@ def run_folder(training: Training, plan: Schedule, place: Place) -> Path:
 
 
 def _mathematics(description: dict[str, Any]) -> dict[str, Any]:
-    """A training's description without how it is executed, of those it starts from neither."""
-    kept = {name: value for name, value in description.items() if name != "execution"}
-    if kept["start_from"] is not None:
+    """A training's description without how it is executed and where weights lie, of those it starts from neither."""
+    kept = {name: value for name, value in description.items() if name not in ("execution", "path")}
+    if kept.get("start_from") is not None:
         kept["start_from"] = _mathematics(kept["start_from"])
     return kept
 
@@ -159,7 +173,31 @@ def slot_seed(seed: int, position: int, slot: int, purpose: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1  # 63 bits: what torch's manual_seed takes
 
 
-def _opened(member: Any, folder: Path, place: Place) -> Opened:
-    if member.select is None:
-        return Opened(corpus=folder, selection=None)
-    return Opened(corpus=folder, selection=select(member.select, BuiltCorpus(folder), place))
+def _located(mixture: Mixture, place: Place) -> dict[str, Path]:
+    """By recipe key the finished corpora of a mixture."""
+    return {name: corpus.locate(each, place) for name, each in {c.recipe_key(): c for c in mixture.corpora}.items()}
+
+
+def _opened(mixture: Mixture, folders: dict[str, Path], place: Place) -> list[Opened]:
+    """The members of a mixture whose corpora are built; curated over all of these, then selected from one by one."""
+    verdicts, members = _curated(mixture, folders, place), []
+    for member in mixture.members:
+        name = member.corpus.recipe_key()
+        if member.select is None and not mixture.curation:
+            members.append(Opened(corpus=folders[name], selection=None))
+        else:
+            members.append(_through(member.select or Every(), folders[name], place, verdicts.get(name)))
+    return members
+
+
+def _curated(mixture: Mixture, folders: dict[str, Path], place: Place) -> dict[str, Verdicts]:
+    """By recipe key what became of the records of each member's corpus; nothing where the mixture is not curated."""
+    if not mixture.curation:
+        return {}
+    opened = {name: BuiltCorpus(folder) for name, folder in folders.items()}
+    names = list(dict.fromkeys(member.corpus.recipe_key() for member in mixture.members))
+    return dict(zip(names, curate(mixture.curation, [opened[name] for name in names], place, opened), strict=True))
+
+
+def _through(rule: Any, folder: Path, place: Place, curated: Verdicts | None) -> Opened:
+    return Opened(corpus=folder, selection=select(rule, BuiltCorpus(folder), place, curated))
