@@ -3,6 +3,7 @@
     *.jsonl        a JSON object per line           *.json      items of a document, see documents.py; or such lines
     *.csv, *.tsv   a line each, under a header      *.parquet   rows
     *.txt          {"text": line}                   *.tar       {"__key__": name, extension: bytes}, a sample each
+    *.zip          the lines of the one *.jsonl in it
 
 A split is `rows_per_shard` consecutive rows of one file. `splits` makes the plan (offsets, no parsing), `rows` reads
 one split. Row numbers count from 0: lines of a file (blank ones hold no row, a header is line 0), items of a document,
@@ -18,8 +19,12 @@ import json
 import math
 import os
 import signal
+import struct
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +44,9 @@ _MAX_FIELD = 1 << 24  # characters of a CSV field
 _BOM = b"\xef\xbb\xbf"
 # What tarfile raises on headers that lie about themselves, sizes beyond 2**63 included.
 _BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, IndexError, RecursionError, MemoryError)
+# What zipfile raises on archives that lie about themselves: a password, a bad checksum.
+_BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error, struct.error)
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what zipfile unpacks no further than it is asked to
 _OVERRIDES = {"path", "linkpath", "size"}  # what a global header could say of every member after it
 
 
@@ -47,7 +55,8 @@ class Split:
     """Consecutive rows of one file.
 
     file: relative to the source's folder. first: number of its first row. rows: how many numbers it spans.
-    offset, end: its bytes in the file (all but parquet). problem: why the file cannot be read at this place.
+    offset, end: its bytes in the file (all but parquet), of a zip in what it holds. problem: why the file cannot be
+    read at this place.
     """
 
     file: str
@@ -98,7 +107,7 @@ def rows(folder: Path, split: Split) -> tuple[str, Iterator[Row]]:
         digest = hashlib.sha256(split.problem.encode()).hexdigest()
         return digest, iter([Row(split.first, None, split.problem)])
     path = folder / split.file
-    if path.stat().st_size < split.end:
+    if _size(path) < split.end:
         raise ValueError(f"{path} is shorter than when its splits were planned: build again")
     kind = _kind(path)
     if kind == ".parquet":
@@ -108,7 +117,7 @@ def rows(folder: Path, split: Split) -> tuple[str, Iterator[Row]]:
         with path.open("rb") as stream:
             _hash(stream, split.offset, split.end, digest)
         return digest.hexdigest(), _tar_rows(path, split)
-    with path.open("rb") as stream:
+    with _opened(path) as stream:
         header = stream.readline() if kind in _DELIMITERS else b""
         stream.seek(split.offset)
         data = stream.read(split.end - split.offset)
@@ -140,7 +149,43 @@ def share(folder: Path, split: Split) -> float:
         return 1.0
     if path.suffix.lower() == ".parquet":
         return (split.first + split.rows) / max(1, pq.read_metadata(path).num_rows)
-    return split.end / max(1, path.stat().st_size)
+    return split.end / max(1, _size(path))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, unpacked."""
+    if path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            return _lines_in(archive).file_size
+    return path.stat().st_size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file, or the lines in a zip."""
+    if path.suffix.lower() != ".zip":
+        with path.open("rb") as stream:
+            yield stream
+        return
+    with zipfile.ZipFile(path) as archive, archive.open(_lines_in(archive)) as stream:
+        yield stream  # type: ignore[misc] # typed as IO[bytes]
+
+
+def _lines_in(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """The member that holds the rows.
+
+    Raises: BadZipFile: none does, several do, or it cannot be read piece by piece.
+    """
+    found = [each for each in archive.infolist() if each.filename.endswith(".jsonl") and not _of_a_mac(each.filename)]
+    if len(found) != 1:
+        raise zipfile.BadZipFile(f"it holds {len(found)} *.jsonl, and rows are those of one")
+    if found[0].compress_type not in _BOUNDED:
+        raise zipfile.BadZipFile("it is packed by other means than deflate: unpack it")
+    return found[0]
+
+
+def _of_a_mac(name: str) -> bool:
+    return name.startswith("__MACOSX/")  # which packs a shadow with every file
 
 
 def _hash(stream: BinaryIO, first: int, end: int, digest: Any) -> None:
@@ -153,6 +198,7 @@ def _hash(stream: BinaryIO, first: int, end: int, digest: Any) -> None:
 def _line_splits(path: Path, file: str, size: int) -> Iterator[Split]:
     """Lines, `size` numbers at a time; the header line of a table belongs to no split."""
     header = path.suffix.lower() in _DELIMITERS
+    problem = None
     first = line = 0  # numbers: of the split's first line, of lines that have ended
     offset = start = place = 0  # bytes: where the split begins, the line, the chunk
 
@@ -170,20 +216,25 @@ def _line_splits(path: Path, file: str, size: int) -> Iterator[Split]:
             first, offset = line + 1, end
         line, start = line + 1, end
 
-    with path.open("rb") as stream:
-        if header:
-            offset = start = place = len(stream.readline(_LONGEST_LINE))
-            first = line = 1
-        while chunk := stream.read(_CHUNK):
-            at = chunk.find(b"\n")
-            while at >= 0:
-                yield from ended(place + at + 1)
-                at = chunk.find(b"\n", at + 1)
-            place += len(chunk)
+    try:
+        with _opened(path) as stream:
+            if header:
+                offset = start = place = len(stream.readline(_LONGEST_LINE))
+                first = line = 1
+            while chunk := stream.read(_CHUNK):
+                at = chunk.find(b"\n")
+                while at >= 0:
+                    yield from ended(place + at + 1)
+                    at = chunk.find(b"\n", at + 1)
+                place += len(chunk)
+    except _BROKEN_ZIP as error:
+        problem, place = f"archive does not read: {summary(error)}", start  # a line that it cut is part of the rest
     if place > start:  # the last line of a file may lack its line end
         yield from ended(place)
     if line > first:
         yield Split(file=file, first=first, rows=line - first, offset=offset, end=place)
+    if problem:
+        yield Split(file=file, first=line, rows=1, problem=problem)
 
 
 def _lines(data: bytes, split: Split) -> Iterator[tuple[int, bytes]]:
@@ -564,6 +615,7 @@ _SPLITS: dict[str, Callable[[Path, str, int], Iterator[Split]]] = {
     ".txt": _line_splits,
     ".parquet": _parquet_splits,
     ".tar": _tar_splits,
+    ".zip": _line_splits,
 }
 _ROWS: dict[str, Callable[[bytes, Split, bytes], Iterator[Row]]] = {
     ".jsonl": _jsonl_rows,
@@ -571,4 +623,5 @@ _ROWS: dict[str, Callable[[bytes, Split, bytes], Iterator[Row]]] = {
     ".csv": _table_rows,
     ".tsv": _table_rows,
     ".txt": _text_rows,
+    ".zip": _jsonl_rows,
 }

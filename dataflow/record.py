@@ -23,11 +23,11 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "understanding": ("image_qa", "video_qa", "text_qa"),
     "generation": ("text_to_image", "caption_pair"),
     "other": ("frame_prediction", "visual_thinking", "image_editing", "subject_driven"),
-    "text": ("text_document",),
+    "text": ("text_document", "interleaved_document"),
 }
 TASKS: frozenset[str] = frozenset(task for tasks in GROUPS.values() for task in tasks)
 
-_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_quoted = json.JSONEncoder(ensure_ascii=False).encode  # of a string
 _KEY = re.compile(r"[a-z][a-z0-9_]*_[0-9]{9}(-[0-9]+)?")
 
 
@@ -132,7 +132,7 @@ class Record:
     @property
     def text_length(self) -> int:
         """Characters of text in all turns."""
-        return sum(len(part.text) for message in self.messages for part in message.parts if isinstance(part, Text))
+        return sum([len(part.text) for message in self.messages for part in message.parts if isinstance(part, Text)])
 
 
 def key(source: str, split: int, row: int, candidate: int = 0) -> str:
@@ -150,29 +150,31 @@ def key(source: str, split: int, row: int, candidate: int = 0) -> str:
 def to_json(record: Record) -> bytes:
     """The record's JSON member: everything but the media bytes, in one stable byte form.
 
+    Put together here: the library's encoder would take twice as long, an eighth of the time of writing a shard.
+
     Raises:
         ValueError: text that UTF-8 cannot hold (half a surrogate pair).
     """
-    fields = {
-        "schema": SCHEMA,
-        "source": record.source,
-        "task": record.task,
-        "messages": [
-            {
-                "role": message.role,
-                "content": [
-                    {"type": "text", "text": part.text}
-                    if isinstance(part, Text)
-                    else {"type": "image", "index": part.index}
-                    for part in message.parts
-                ],
-            }
+    messages = ",".join(
+        [
+            f'{{"role":{_quoted(message.role)},"content":[{",".join([_part(part) for part in message.parts])}]}}'
             for message in record.messages
-        ],
-        "media": [{"extension": m.extension, "width": m.width, "height": m.height} for m in record.media],
-        "lineage": {"file": record.lineage.file, "row": record.lineage.row},
-    }
-    return _JSON.encode(fields).encode()
+        ]
+    )
+    media = ",".join(
+        [f'{{"extension":{_quoted(m.extension)},"width":{m.width},"height":{m.height}}}' for m in record.media]
+    )
+    return (
+        f'{{"schema":{SCHEMA},"source":{_quoted(record.source)},"task":{_quoted(record.task)},'
+        f'"messages":[{messages}],"media":[{media}],'
+        f'"lineage":{{"file":{_quoted(record.lineage.file)},"row":{record.lineage.row}}}}}'
+    ).encode()
+
+
+def _part(part: Text | Image) -> str:
+    if isinstance(part, Text):
+        return f'{{"type":"text","text":{_quoted(part.text)}}}'
+    return f'{{"type":"image","index":{part.index}}}'
 
 
 def from_json(record_key: str, data: bytes, media: Mapping[str, bytes]) -> Record:

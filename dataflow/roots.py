@@ -91,9 +91,9 @@ class Roots:
             raise ValueError(f"no folder {self.base / name}: put {name} there or give --data {name}=DIR")
         return Path(self._follow(str(self.base / name)))
 
-    def files(self, source: str) -> Files:
-        """What the rows of a source may read."""
-        return Files(roots=self, source=source)
+    def files(self, source: str, file: str = "") -> Files:
+        """What the rows of a source may read; `file`: the input file they stand in."""
+        return Files(roots=self, source=source, file=file)
 
     def find(self, source: str, path: str) -> Path:
         """The file or folder that a row of `source` names.
@@ -164,12 +164,13 @@ class Roots:
         return os.path.realpath(place) if os.path.islink(place) else place
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Files:
-    """What the rows of one source may read: `sources.Read` over declared roots."""
+    """What the rows of one input file of a source may read: `sources.Read` over declared roots."""
 
     roots: Roots
     source: str
+    file: str = ""
 
     def __call__(self, path: str) -> bytes:
         """The bytes of a file of at most `MAX_BYTES`."""

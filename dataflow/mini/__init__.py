@@ -14,6 +14,7 @@ package versions and sizes give the same bytes.
     generation.py text.py                  metaclip, captions; text
     editing.py aurora.py subjects.py       instruct_pix2pix, omniedit; aurora; metaquery_instruct
     thinking.py                            visual_cot, vstar
+    interleaved.py                         mmc4
 Each of them opens with the layout of its corpora. Beside their folders stand:
     mini.begun    this folder is ours and may be overwritten
     mini.json     written last: sizes and versions of what stands here
@@ -41,6 +42,7 @@ corpora of 100 rows or more, of clips 20 or more:
     vstar row 11                 has boxes beyond the picture
     aurora row 41                names an edited picture that does not exist
     omniedit row 11              has no wording of its request
+    mmc4 row 41                  names, besides others, a picture file that does not exist
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dataflow.mini import aurora, editing, generation, subjects, text, thinking, understanding, videos
+from dataflow.mini import aurora, editing, generation, interleaved, subjects, text, thinking, understanding, videos
 from dataflow.mini.clips import SCENES
 from dataflow.mini.drawings import COLORS, SHAPES
 from dataflow.mini.material import DIRTY, DIRTY_CLIPS_FROM, DIRTY_FROM, Corpus, Material
@@ -96,6 +98,7 @@ CORPORA: Mapping[str, Corpus] = MappingProxyType(
         "omniedit": editing.OMNIEDIT,
         "metaquery_instruct": subjects.METAQUERY_INSTRUCT,
         "sharegpt4video": videos.SHAREGPT4VIDEO,
+        "mmc4": interleaved.MMC4,
     }
 )
 SOURCES = tuple(CORPORA)  # folders that write() owns, also the fields of Sizes
@@ -123,6 +126,7 @@ class Sizes:
     omniedit: int = 120
     metaquery_instruct: int = 120
     sharegpt4video: int = 24
+    mmc4: int = 120
 
     def __post_init__(self) -> None:
         for source, rows in asdict(self).items():

@@ -33,6 +33,7 @@ DIRTY: Mapping[str, Mapping[int, str]] = MappingProxyType(
         "vstar": MappingProxyType({11: "box outside"}),
         "aurora": MappingProxyType({41: "picture missing"}),
         "omniedit": MappingProxyType({11: "no prompts"}),
+        "mmc4": MappingProxyType({41: "picture missing"}),
     }
 )
 CLIPS = ("videostar", "sharegptvideo", "howto100m", "something_something", "sharegpt4video")  # sources of few rows

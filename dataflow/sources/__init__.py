@@ -23,7 +23,11 @@ class Read(Protocol):
     """The files that a row names, relative to its source's folder or by the name of a declared root first.
 
     All raise Missing when nothing is there, Corrupt when the path leaves the declared folders or names something else.
+    file: the input file that the row stands in, relative to its source's folder.
     """
+
+    @property
+    def file(self) -> str: ...
 
     def __call__(self, path: str) -> bytes:
         """The bytes of a file."""

@@ -236,6 +236,17 @@ def metaquery_instruct() -> Mixture:
     return Mixture(groups=(Group(name="other", members=(_train(corpora.metaquery_instruct(), three),)),))
 
 
+def metaquery_pairs(writer: str = "Qwen/Qwen2.5-VL-3B-Instruct") -> Mixture:
+    """The same on pairs that are made here, of mmc4: source pictures, an instruction of the writer's, the target.
+
+    Run:     interlace build mixtures:metaquery_pairs --data DIR   (mmc4/ under DIR)
+    Cost:    not measured yet
+    Expect:  records as of mixtures:metaquery_instruct, whose own instructions are not needed
+    """
+    three = Passes(times=3)
+    return Mixture(groups=(Group(name="other", members=(_train(corpora.mmc4_pairs(writer), three),)),))
+
+
 def edit8k() -> Mixture:
     """Eight thousand edits, as Transfusion and LMFusion are taught to edit.
 
@@ -251,14 +262,15 @@ def edit8k() -> Mixture:
 
 
 def mini() -> Mixture:
-    """Every source of the miniature corpora: mixtures:mini_metamorph and text.
+    """Every source of the miniature corpora: mixtures:mini_metamorph, text, and pages of text and pictures.
 
     Run:     interlace check mixtures:mini --data DIR   (DIR from `interlace mini --data-only DIR`)
     Cost:    7 s and 5 s of Ray's start on two cores (make mini, 2026-11-25)
     Expect:  every source with rows, kept, and drops by reason
     """
     whole = mini_metamorph()
-    text = Group(name="text", share=10, members=(_train(_small(corpora.text())),))
+    documents = (corpora.text(), corpora.mmc4())
+    text = Group(name="text", share=10, members=tuple(_train(_small(each)) for each in documents))
     return replace(whole, groups=(*whole.groups, text))
 
 

@@ -39,6 +39,7 @@ from dataflow.sources.howto100m import HowTo100M
 from dataflow.sources.instruct_pix2pix import InstructPix2Pix
 from dataflow.sources.llava import Llava
 from dataflow.sources.metaclip import MetaClip
+from dataflow.sources.mmc4 import Mmc4
 from dataflow.sources.sharegpt4video import ShareGpt4Video
 from dataflow.sources.sharegptvideo import ShareGptVideo
 from dataflow.sources.something_something import SomethingSomething
@@ -254,6 +255,15 @@ def vstar(bbox: Any, data: bytes | Link = CAT_PNG, path: str = "gqa/images/23683
     return {"GQA_data.json": json.dumps(rows).encode(), "gqa/images/2368326.jpg": data, "gqa/images/2.jpg": CAT}
 
 
+def mmc4(data: bytes | Link, name: str = "b9040a0dbb22.jpg") -> Files:
+    """Two pages of one picture each."""
+    info = {"image_name": name, "raw_url": "http://example.com/1.jpg", "matched_text_index": 0, "matched_sim": 0.28}
+    row = {"image_info": [info], "text_list": ["A cat."], "similarity_matrix": [[0.28]], "url": "http://example.com"}
+    sound_row = {**row, "image_info": [{**info, "image_name": "2.jpg"}]}
+    held: Files = {"docs_no_face_shard_7_v3.jsonl": jsonl(row, sound_row), "images/7/2.jpg": CAT}
+    return {**held, f"images/7/{name}": data} if "/" not in name else held
+
+
 # --- pictures and texts of the lines
 
 
@@ -321,6 +331,8 @@ EDIT = "image_editing"
 LOOK = "visual_thinking"
 NEXT = "frame_prediction"
 
+PAGE = "interleaved_document"
+
 CHECKLIST: dict[str, Line] = {
     # pictures: what is broken
     "truncated JPEG": Line(
@@ -344,6 +356,24 @@ CHECKLIST: dict[str, Line] = {
     ),
     "HTML saved as .jpg": Line(
         of=Cambrian(), given=bus(HTML), becomes=["corrupt: picture is a web page or XML, not pixels", WORDS]
+    ),
+    "HTML on a page": Line(
+        of=Mmc4(),
+        given=mmc4(HTML),
+        becomes=[
+            "corrupt: picture 0: images/7/b9040a0dbb22.jpg: picture is a web page or XML, not pixels",
+            PAGE,
+        ],
+    ),
+    "link out of a page's pictures": Line(
+        of=Mmc4(),
+        given=mmc4(Link("../../../../secret/1.jpg")),
+        becomes=[f"corrupt: picture 0: path 'images/7/b9040a0dbb22.jpg' {INSIDE}", PAGE],
+    ),
+    "path out of a page's pictures": Line(
+        of=Mmc4(),
+        given=mmc4(b"", "../../../../secret/1.jpg"),
+        becomes=["corrupt: picture 0: image_name '../../../../secret/1.jpg' is no name of a file", PAGE],
     ),
     "HTML in parquet": Line(
         of=InstructPix2Pix(),

@@ -406,6 +406,30 @@ def test_metaquery_rows_lead_from_one_to_three_pictures_to_another(corpora: Path
         assert all(_differ(_image(source["bytes"]), target) for source in row["source_images"])
 
 
+def test_mmc4_pages_hold_two_to_four_pictures_each_beside_its_sentence(corpora: Path) -> None:
+    folder = corpora / "mmc4"
+    with zipfile.ZipFile(folder / "docs_no_face_shard_1_v3.jsonl.zip") as packed:
+        (member,) = packed.namelist()
+        unpacked = packed.read(member).decode()
+    assert member == "docs_no_face_shard_1_v3.jsonl"
+    shards = [_jsonl(folder / "docs_no_face_shard_0_v3.jsonl"), [json.loads(line) for line in unpacked.splitlines()]]
+    rows = [(shard, row) for shard, held in enumerate(shards) for row in held]
+    assert Counter(len(row["image_info"]) for _, row in rows) == {3: 80, 4: 40}
+    wrong = {}
+    for number, (shard, row) in enumerate(rows):
+        assert row.keys() == {"image_info", "similarity_matrix", "text_list", "url", "could_have_url_duplicate"}
+        assert len(row["similarity_matrix"]) == len(row["image_info"])
+        for info, alike in zip(row["image_info"], row["similarity_matrix"], strict=True):
+            assert re.fullmatch(r"[0-9a-f]{12}\.jpg", info["image_name"])
+            assert len(alike) == len(row["text_list"])
+            assert alike[info["matched_text_index"]] == max(alike) == info["matched_sim"]
+            if not (folder / f"images/{shard}" / info["image_name"]).exists():
+                wrong[number] = "picture missing"
+    assert wrong == mini.DIRTY["mmc4"]
+    beside = [Counter(info["matched_text_index"] for info in row["image_info"]) for _, row in rows]
+    assert sum(max(held.values()) > 1 for held in beside) == 40
+
+
 def test_small_corpora_are_clean(tmp_path: Path) -> None:
     """As many rows as a test wants: nothing is missing, nothing is cut."""
     mini.write(tmp_path, rows=mini.Sizes(**dict.fromkeys(mini.SOURCES, 12)))

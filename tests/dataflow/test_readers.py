@@ -6,11 +6,13 @@ import gzip
 import io
 import itertools
 import json
+import random
 import re
 import subprocess
 import sys
 import tarfile
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -566,7 +568,7 @@ def test_splits_of_no_rows_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_the_disk_s_failure_and_no_row(tmp_path: Path) -> None:
-    for file in ("a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet", "a.tar"):
+    for file in ("a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet", "a.tar", "a.zip"):
         with pytest.raises(FileNotFoundError):
             list(splits(tmp_path, file, 10))
 
@@ -712,3 +714,75 @@ def test_a_row_too_long_to_hold_is_a_row_and_splits_stay_small(
     assert list(problems(found)) == [3, 9]
     assert "bytes, over 100" in (found[3].problem or "")
     assert all(split.end - split.offset <= 200 for split in splits(tmp_path, file, 1000))
+
+
+# --- a zip of lines
+
+
+def archive(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    with zipfile.ZipFile(path, "w", method) as made:
+        for name, data in members.items():
+            made.writestr(name, data)
+    return path.read_bytes()
+
+
+def test_lines_in_a_zip_are_the_rows_they_are_unpacked(tmp_path: Path) -> None:
+    lines = b"\n".join(BAD_LINES) + b'\n{"row": 11}'
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    archive(tmp_path / "a.jsonl.zip", {"__MACOSX/._a.jsonl": b"x", "readme.txt": b"x", "a.jsonl": lines})
+    assert same_at_every_size(tmp_path, "a.jsonl.zip") == same_at_every_size(tmp_path, "a.jsonl")
+    for kind in ("a.jsonl", "a.jsonl.zip"):
+        found = list(splits(tmp_path, kind, 5))
+        assert [rows(tmp_path, split)[0] for split in found] == [
+            rows(tmp_path, split)[0] for split in splits(tmp_path, "a.jsonl", 5)
+        ]
+        assert share(tmp_path, found[-1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("members", "method", "said"),
+    [
+        ({"a.txt": b"{}"}, zipfile.ZIP_DEFLATED, "it holds 0 *.jsonl, and rows are those of one"),
+        ({"a.jsonl": b"{}", "b.jsonl": b"{}"}, zipfile.ZIP_DEFLATED, "it holds 2 *.jsonl, and rows are those of one"),
+        ({"a.jsonl": b"{}"}, zipfile.ZIP_LZMA, "it is packed by other means than deflate: unpack it"),
+    ],
+)
+def test_a_zip_that_is_not_of_lines_is_one_row_that_says_so(
+    tmp_path: Path, members: dict[str, bytes], method: int, said: str
+) -> None:
+    archive(tmp_path / "a.zip", members, method)
+    assert problems(same_at_every_size(tmp_path, "a.zip")) == {0: f"archive does not read: {said}"}
+    (tmp_path / "a.zip").write_bytes(b"<!DOCTYPE html>")
+    assert problems(same_at_every_size(tmp_path, "a.zip")) == {0: "archive does not read: File is not a zip file"}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_zip_gives_the_lines_before_the_damage_and_says_so(tmp_path: Path, method: int) -> None:
+    whole = b"".join(
+        b'{"row": %d, "text": "%s"}\n' % (n, random.Random(n).randbytes(3000).hex().encode()) for n in range(900)
+    )
+    data = bytearray(archive(tmp_path / "a.zip", {"a.jsonl": whole}, method))
+    at = len(data) * 3 // 4
+    data[at : at + 2000] = bytes(2000)
+    (tmp_path / "a.zip").write_bytes(data)
+    found = read(tmp_path, "a.zip", 100)
+    *sound, last = found
+    assert last.problem is not None
+    assert last.problem.startswith("archive does not read: ")
+    assert [row.number for row in found] == list(range(len(found)))
+    before = 900 * 3 // 4 - 10  # what is damaged may unpack to something else, until the checksum tells
+    assert [row.value for row in sound[:before]] == [json.loads(line) for line in whole.splitlines()[:before]][
+        : len(sound)
+    ]
+    assert len(sound) > 300
+
+
+def test_a_line_that_a_wrong_checksum_cuts_is_part_of_the_rest(tmp_path: Path) -> None:
+    whole = b"".join(b'{"row": %d, "text": "%s"}\n' % (n, b"x" * 9000) for n in range(400))
+    data = bytearray(archive(tmp_path / "a.zip", {"a.jsonl": whole}))
+    data[data.index(b"PK\x01\x02") + 16] ^= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    *sound, last = same_at_every_size(tmp_path, "a.zip")
+    assert 200 < len(sound) < 400
+    assert [row.value for row in sound] == [json.loads(line) for line in whole.splitlines()[: len(sound)]]
+    assert (last.number, last.problem) == (len(sound), "archive does not read: Bad CRC-32 for file 'a.jsonl'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -44,11 +45,23 @@ def test_a_key_that_does_not_fit_says_how_to_change_rows_per_shard(split: int, r
 def test_every_task_of_the_design_is_in_one_group() -> None:
     listed = [task for tasks in GROUPS.values() for task in tasks]
     assert sorted(listed) == sorted(TASKS) == sorted(set(listed))
-    assert len(TASKS) == 10
+    assert len(TASKS) == 11
 
 
 def test_a_record_comes_back_from_its_members_as_it_was() -> None:
     assert from_json(RECORD.key, to_json(RECORD), FILES) == RECORD
+
+
+def test_the_json_member_is_what_the_library_s_encoder_writes_whatever_the_text() -> None:
+    odd = "".join(map(chr, range(256))) + "\u2028 \U0001f600 </script> {0} \\u0041"
+    said = (Message("user", (Image(0), Text(odd))), Message("assistant", (Text(""), Image(1))), Message("user", ()))
+    for record in (
+        replace(RECORD, messages=said, lineage=Lineage(file=odd, row=3)),
+        replace(RECORD, messages=(Message("assistant", (Text("a"),)),), media=()),
+    ):
+        written = json.loads(to_json(record))
+        assert to_json(record) == json.dumps(written, ensure_ascii=False, separators=(",", ":")).encode()
+        assert from_json(RECORD.key, to_json(record), FILES) == record
 
 
 def test_the_json_member_is_these_bytes() -> None:
