@@ -12,13 +12,23 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
-import os
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dataflow import readers, shards
-from dataflow.build import Receipt, ShardJob, record_of, splits, write_receipt
+from dataflow.build import (
+    LedgerRow,
+    Receipt,
+    ShardJob,
+    columns,
+    put,
+    record_of,
+    splits,
+    write_atomically,
+    write_receipt,
+)
 from dataflow.media import Corrupt, Missing
 from dataflow.readers import Split
 from dataflow.record import Lineage, Record
@@ -60,19 +70,15 @@ def adopt(job: ShardJob, split: Split, number: int, folder: Path) -> None:
             f"{split.file}: {type(job.source).__name__} makes several records of a sample; build without shards=adopted"
         )
     final = folder / shards.name(number)
-    final.unlink(missing_ok=True)
-    final.symlink_to(tar)
+    put(final, lambda draft: draft.symlink_to(tar))
     offsets = struct.pack(f"<{len(spans) + 1}Q", *(each.offset for each in spans.values()), split.end)
-    with Path(f"{final}.idx").open("wb") as stream:
-        stream.write(offsets)
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_atomically(Path(f"{final}.idx"), offsets)
     entries = []
     with tar.open("rb") as stream:
         for row, record in one.items():
             offset, end = spans[row].offset, spans[row].end
             stream.seek(offset)
-            entries.append(shards.entry(record, number, offset, [stream.read(end - offset)]))
+            entries.append(shards.entry(record, number, offset, stream.read(end - offset)))
         stream.seek(0)
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     write_receipt(
@@ -85,8 +91,8 @@ def adopt(job: ShardJob, split: Split, number: int, folder: Path) -> None:
             size=tar.stat().st_size,
             sha256=sha256,
             idx_sha256=hashlib.sha256(offsets).hexdigest(),
-            entries=tuple(entries),
-            ledger=tuple(ledger),
+            entries=columns(shards.Entry, entries),
+            ledger=columns(LedgerRow, ledger),
         ),
     )
 
@@ -133,14 +139,17 @@ def read(data: bytes | memoryview, key: str, lineage: Lineage, source: Source) -
     (row,) = readers.samples(io.BytesIO(data), split, len(data))
     if row.problem:
         raise ValueError(row.problem)
-    (candidate,) = source.candidates(row.value, key, _Nothing())
+    (candidate,) = source.candidates(row.value, key, _Nothing(lineage.file))
     if isinstance(candidate, Corrupt):
         raise candidate
     return record_of(candidate, key, source.name, lineage)
 
 
+@dataclass(frozen=True)
 class _Nothing:
     """A sample of a tar brings all its files with it."""
+
+    file: str
 
     def __call__(self, path: str) -> bytes:
         raise Missing(f"file {path!r} is not there: an adopted sample reads no other file")

@@ -8,12 +8,14 @@ It knows no cluster: whoever runs it, wherever and how often, the bytes are the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import secrets
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -67,6 +69,7 @@ class Receipt:
     """What a finished shard leaves for the commit. `linked` names the earlier folder that its bytes come from.
 
     input_sha256 is of the split's rows; key names (rows, recipe) and so the shard's bytes.
+    entries, ledger: by column a value per record, per input row; of a linked shard they are read in that folder.
     """
 
     number: int
@@ -76,8 +79,8 @@ class Receipt:
     size: int
     sha256: str
     idx_sha256: str
-    entries: tuple[shards.Entry, ...]
-    ledger: tuple[LedgerRow, ...]
+    entries: dict[str, list[Any]]
+    ledger: dict[str, list[Any]]
     linked: str | None = None
 
 
@@ -97,22 +100,28 @@ class ShardJob:
     def build(self, split: Split, number: int, folder: Path) -> None:
         """Put shard, .idx and receipt into `folder`, each by rename, the receipt last.
 
+        Whoever does it again meanwhile, on this machine or another, puts down the same bytes.
+
         Raises:
             ValueError: a record breaks its contract (a bug of the source), with file and row in its notes; an earlier
                 shard is damaged.
             OSError: the disk fails.
         """
         input_sha256, rows = self._read(split)
-        shard_key = _shard_key(self.recipe_key, number, split, input_sha256)
+        shard_key = name_of(self.recipe_key, number, split, input_sha256)
         final = folder / shards.name(number)
         if shard_key in self.earlier:
             receipt = _link(Path(self.earlier[shard_key]), final, number, split, shard_key, input_sha256)
         else:
-            temporary = folder / f".{os.getpid()}-{shards.name(number)}"
             ledger: list[LedgerRow] = []
-            shard = shards.write(self._records(rows, number, split, ledger), temporary, number)
-            temporary.rename(final)
-            Path(f"{temporary}.idx").rename(f"{final}.idx")
+            draft = temporary(final)
+            try:
+                shard = shards.write(self._records(rows, number, split, ledger), draft, number)
+                draft.rename(final)
+                Path(f"{draft}.idx").rename(f"{final}.idx")
+            except BaseException:
+                _drop(draft, Path(f"{draft}.idx"))  # on a full disk above all
+                raise
             receipt = Receipt(
                 number=number,
                 split=split,
@@ -121,8 +130,8 @@ class ShardJob:
                 size=shard.size,
                 sha256=shard.sha256,
                 idx_sha256=shard.idx_sha256,
-                entries=shard.entries,
-                ledger=tuple(ledger),
+                entries=columns(shards.Entry, shard.entries),
+                ledger=columns(LedgerRow, ledger),
             )
         write_receipt(folder, receipt)
 
@@ -138,7 +147,7 @@ class ShardJob:
         return list(self._records(rows, number, split, ledger)), ledger
 
     def _records(self, rows: Iterator[Row], number: int, split: Split, ledger: list[LedgerRow]) -> Iterator[Record]:
-        read = self.roots.files(self.source.name)
+        read = self.roots.files(self.source.name, split.file)
         for row in rows:
             try:
                 kept, verdicts = 0, list(self._verdicts(row, number, split, read))
@@ -241,12 +250,13 @@ def read_receipt(path: Path) -> Receipt:
     """A receipt from its file."""
     held: dict[str, Any] = json.loads(path.read_bytes())
     held["split"] = Split(**held["split"])
-    held["entries"] = tuple(
-        shards.Entry(**{**entry, "widths": tuple(entry["widths"]), "heights": tuple(entry["heights"])})
-        for entry in held["entries"]
-    )
-    held["ledger"] = tuple(LedgerRow(**row) for row in held["ledger"])
     return Receipt(**held)
+
+
+def columns(kind: type, rows: Iterable[Any]) -> dict[str, list[Any]]:
+    """Dataclasses of one kind, a column per field: a fraction of the JSON that they would be one by one."""
+    held = list(rows)
+    return {field.name: [getattr(row, field.name) for row in held] for field in fields(kind)}
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -254,14 +264,26 @@ def _fields(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
+def temporary(path: Path) -> Path:
+    """A hidden name beside a file, nobody else's: two nodes may do the same task under the same process id."""
+    return path.with_name(f".{secrets.token_hex(6)}-{path.name}")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(path)
+    """Write a file so that it is there whole or not at all, also after a power cut.
+
+    Raises: OSError: the disk fails; nothing is left of it.
+    """
+    draft = temporary(path)
+    try:
+        with shards.of_file(path), draft.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.rename(path)
+    except BaseException:
+        _drop(draft)
+        raise
     sync(path.parent)
 
 
@@ -269,12 +291,36 @@ def sync(path: Path) -> None:
     """Make a file, or the renames in a folder, outlast a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with shards.of_file(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _shard_key(recipe_key: str, number: int, split: Split, input_sha256: str) -> str:
+def sweep(folder: Path) -> None:
+    """Remove what work left in a folder: receipts, plans, halves of files. All of that is hidden, no other file is."""
+    for leftover in folder.glob(".*"):
+        if not leftover.is_dir():
+            leftover.unlink(missing_ok=True)
+
+
+def _drop(*drafts: Path) -> None:
+    """Remove what was begun; where even that fails, what failed first is the one to hear of."""
+    for draft in drafts:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def put(path: Path, link: Callable[[Path], None]) -> None:
+    """Let a link appear at `path` in one step, whatever is there: `link` makes it at the path that it is given."""
+    draft = temporary(path)
+    link(draft)
+    draft.rename(path)
+    draft.unlink(missing_ok=True)  # a rename over the same file does nothing, and leaves both names
+
+
+def name_of(recipe_key: str, number: int, split: Split, input_sha256: str) -> str:
+    """The key of a shard: what its bytes follow from."""
     parts = [recipe_key, number, split.file, split.first, input_sha256]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -285,9 +331,8 @@ def _link(earlier: Path, final: Path, number: int, split: Split, shard_key: str,
     if (earlier / final.name).stat().st_size != shard["size"]:
         raise ValueError(f"{earlier / final.name} is not the {shard['size']} bytes that were built: remove {earlier}")
     for suffix in ("", ".idx"):
-        target = Path(f"{final}{suffix}")
-        target.unlink(missing_ok=True)
-        target.hardlink_to(f"{earlier / final.name}{suffix}")
+        source = Path(f"{earlier / final.name}{suffix}")
+        put(Path(f"{final}{suffix}"), lambda draft, source=source: draft.hardlink_to(source))
     return Receipt(
         number=number,
         split=split,
@@ -296,8 +341,8 @@ def _link(earlier: Path, final: Path, number: int, split: Split, shard_key: str,
         size=shard["size"],
         sha256=shard["sha256"],
         idx_sha256=shard["idx_sha256"],
-        entries=(),
-        ledger=(),
+        entries={},
+        ledger={},
         linked=str(earlier),
     )
 

@@ -8,18 +8,18 @@ it says that two corpora are the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import mmap
 import os
 import re
 import tarfile
-from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -27,15 +27,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dataflow import adopt, shards
+from dataflow import adopt, energon, shards
 from dataflow.build import LedgerRow, Receipt, sync, write_atomically
 from dataflow.media import ENCODER
 from dataflow.record import Lineage, Record
 
 SCHEMA = 2  # of the manifest and the two tables
-_OPEN_SHARDS = 256  # memory maps kept at a time by a reader
+_GROUP = 1 << 20  # rows of a row group: what parquet's writers agree on, and most that a commit holds in memory
+_BATCH = 1 << 16  # rows read at a time
 _OUTCOMES = ("kept", "filtered", "duplicate", "corrupt", "missing")
-_BESIDE = ("manifest.json", "report.html", ".nv-meta")  # part of a corpus' folder, not of its root digest
+_BESIDE = ("manifest.json", "report.html", energon.FOLDER)  # part of a corpus' folder, not of its root digest
 
 INDEX = pa.schema(
     [
@@ -79,7 +80,7 @@ class TooManyDropped(ValueError):
 
 def commit(
     folder: Path,
-    receipts: Sequence[Receipt],
+    receipts: Iterable[Receipt],
     *,
     step: dict[str, Any],
     recipe_key: str,
@@ -88,6 +89,8 @@ def commit(
 ) -> dict[str, Any]:
     """Write index and ledger of a folder that holds all shards, then its manifest. Returns the manifest.
 
+    Receipts are taken one by one and their rows written as they come, so that a corpus may be larger than memory.
+
     Args:
         receipts: of every shard, in order.
         max_dropped: share of the input rows that may give no record although their files are there.
@@ -95,33 +98,52 @@ def commit(
     Raises:
         TooManyDropped: more rows than that gave none; the message has the main reasons and the limit's name.
         ValueError: no rows at all, or an earlier corpus that shards were linked from no longer is what it was.
+        OSError: the disk fails.
     """
-    assert [receipt.number for receipt in receipts] == list(range(len(receipts)))
-    earlier = {name: _Earlier(Path(name)) for name in sorted({r.linked for r in receipts if r.linked})}
-    entries, ledger = [], []
-    for receipt in receipts:
-        if receipt.linked:
-            entries.append(earlier[receipt.linked].index(receipt.number))
-            ledger.append(earlier[receipt.linked].ledger(receipt.number))
-        else:
-            entries.append(_table(receipt.entries, INDEX))
-            ledger.append(_table(receipt.ledger, LEDGER))
-    if not any(table.num_rows for table in ledger):
+    earlier: dict[str, _Earlier] = {}
+    counts = dict.fromkeys(("rows", "candidates", *_OUTCOMES), 0)
+    lost = {"max_missing": 0, "max_dropped": 0}  # input rows, by the limit that they count against
+    files: dict[str, Any] = {}  # input files in order, a digest over the digests of their splits
+    made: list[dict[str, Any]] = []
+    sha256: dict[str, str] = {}
+    with Rows(folder / "index.parquet", INDEX) as index_rows, Rows(folder / "ledger.parquet", LEDGER) as ledger_rows:
+        for number, receipt in enumerate(receipts):
+            assert receipt.number == number
+            if receipt.linked and receipt.linked not in earlier:
+                earlier[receipt.linked] = _Earlier(Path(receipt.linked))
+            if receipt.linked:
+                entries, ledger = earlier[receipt.linked].index(number), earlier[receipt.linked].ledger(number)
+            else:
+                entries, ledger = pa.table(receipt.entries, INDEX), pa.table(receipt.ledger, LEDGER)
+            index_rows.add(entries)
+            ledger_rows.add(ledger)
+            counts["rows"] += ledger.num_rows
+            for name in ("candidates", *_OUTCOMES):
+                counts[name] += int(ledger[name].to_numpy().sum())
+            outcomes = Counter(ledger["outcome"].to_pylist())
+            lost["max_missing"] += outcomes["missing"]
+            lost["max_dropped"] += ledger.num_rows - outcomes["missing"] - outcomes["kept"]
+            files.setdefault(receipt.split.file, hashlib.sha256()).update(receipt.input_sha256.encode())
+            sha256[shards.name(number)] = receipt.sha256
+            sha256[shards.name(number) + ".idx"] = receipt.idx_sha256
+            made.append(
+                {
+                    "name": shards.name(number),
+                    "size": receipt.size,
+                    "sha256": receipt.sha256,
+                    "idx_sha256": receipt.idx_sha256,
+                    "key": receipt.key,
+                    "records": entries.num_rows,
+                }
+            )
+    if not counts["rows"]:
         raise ValueError(f"no input rows for {folder.name}: its files are empty; look at what --data names")
-    index_table, ledger_table = pa.concat_tables(entries), pa.concat_tables(ledger)
-    counts = _counts(ledger_table)
     assert counts["candidates"] == sum(counts[name] for name in _OUTCOMES)
-    assert counts["kept"] == index_table.num_rows
-    outcome = pc.field("outcome")
-    _bounded(ledger_table.filter(outcome == "missing"), ledger_table.num_rows, "max_missing", max_missing)
-    lost = ledger_table.filter(~outcome.isin(["kept", "missing"]))
-    _bounded(lost, ledger_table.num_rows, "max_dropped", max_dropped)
-    sha256 = {}
-    for receipt in receipts:
-        sha256[shards.name(receipt.number)] = receipt.sha256
-        sha256[shards.name(receipt.number) + ".idx"] = receipt.idx_sha256
-    for file, table in (("index.parquet", index_table), ("ledger.parquet", ledger_table)):
-        write_table(folder / file, table)
+    assert counts["kept"] == sum(shard["records"] for shard in made)
+    for name, limit in (("max_missing", max_missing), ("max_dropped", max_dropped)):
+        if lost[name] > limit * counts["rows"]:
+            _too_many(folder, name, limit, lost[name], counts["rows"])
+    for file in ("index.parquet", "ledger.parquet"):
         sha256[file] = shards.sha256(folder / file)
     manifest = {
         "schema": SCHEMA,
@@ -129,31 +151,24 @@ def commit(
         "recipe_key": recipe_key,
         "step": step,
         "encoder": ENCODER,
-        "inputs": _inputs(receipts),
+        "inputs": [{"file": file, "splits_sha256": digest.hexdigest()} for file, digest in files.items()],
         "counts": counts,
-        "shards": [
-            {
-                "name": shards.name(receipt.number),
-                "size": receipt.size,
-                "sha256": receipt.sha256,
-                "idx_sha256": receipt.idx_sha256,
-                "key": receipt.key,
-                "records": table.num_rows,
-            }
-            for receipt, table in zip(receipts, entries, strict=True)
-        ],
+        "shards": made,
         "tables": {file: sha256[file] for file in ("index.parquet", "ledger.parquet")},
     }
+    if step.get("shards") != "adopted":  # an adopted tar holds what its source makes records of, not records
+        energon.write(folder, [shard["records"] for shard in made], manifest["root_digest"])
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
 
 
-def _bounded(lost: pa.Table, rows: int, name: str, limit: float) -> None:
-    """Stop the build with the main reasons when more of its rows are lost than may be."""
-    if lost.num_rows > limit * rows:
-        found = tally([LedgerRow(**row) for row in lost.to_pylist()])
-        reasons = "; ".join(f"{drop.rows} x {drop.example.reason}" for drop in found[:3])
-        raise TooManyDropped(f"{lost.num_rows} of {rows} rows would be dropped, over {name}={limit}: {reasons}", name)
+def _too_many(folder: Path, name: str, limit: float, lost: int, rows: int) -> NoReturn:
+    """Stop the build with the main reasons of the rows that count against a limit; the tables are not kept."""
+    counted = [drop for drop in drops(folder) if (drop.outcome == "missing") == (name == "max_missing")]
+    reasons = "; ".join(f"{drop.rows} x {drop.example.reason}" for drop in counted[:3])
+    for file in ("index.parquet", "ledger.parquet"):
+        (folder / file).unlink()
+    raise TooManyDropped(f"{lost} of {rows} rows would be dropped, over {name}={limit}: {reasons}", name)
 
 
 def root_digest(sha256: dict[str, str]) -> str:
@@ -233,18 +248,11 @@ class BuiltCorpus:
     def __init__(self, folder: Path, rows: NDArray[np.int64] | None = None) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
-        try:
-            self.table = pq.read_table(folder / "index.parquet", schema=INDEX)
-        except (pa.ArrowException, FileNotFoundError) as error:
-            raise ValueError(
-                f"{folder / 'index.parquet'} does not read ({error}): run interlace verify {folder}"
-            ) from None
-        self.rows = np.arange(self.table.num_rows) if rows is None else rows
-        if len(self.rows) and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < self.table.num_rows:
-            raise ValueError(f"a selection names rows beyond the {self.table.num_rows} of {folder}: select again")
-        self._columns = {name: self.table[name].to_numpy() for name in ("shard", "offset", "size")}
-        self._keys = self.table["key"].combine_chunks()
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        records = self.manifest["counts"]["kept"]
+        self.rows = np.arange(records) if rows is None else rows
+        if len(self.rows) and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < records:
+            raise ValueError(f"a selection names rows beyond the {records} of {folder}: select again")
+        self._maps = shards.Maps()
         step = self.manifest["step"]
         self._adopted = adopt.source(step["source"]) if step.get("shards") == "adopted" else None
         if self._adopted and self.manifest["encoder"] != ENCODER:
@@ -258,6 +266,30 @@ class BuiltCorpus:
     def name(self) -> str:
         """Folder name: source and step key."""
         return self.folder.name
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """Its index, read when it is asked for: what is known by the manifest alone costs nothing.
+
+        Raises:
+            ValueError: it does not read, or is not the one that the manifest counted.
+        """
+        path = self.folder / "index.parquet"
+        try:
+            table = pq.read_table(path, schema=INDEX)
+        except (pa.ArrowException, FileNotFoundError) as error:
+            raise ValueError(f"{path} does not read ({error}): run interlace verify {self.folder}") from None
+        if table.num_rows != self.manifest["counts"]["kept"]:
+            raise ValueError(f"{path} has {table.num_rows} rows, not as built: run interlace verify {self.folder}")
+        return table
+
+    @cached_property
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        return {name: self.table[name].to_numpy() for name in ("shard", "offset", "size")}
+
+    @cached_property
+    def _keys(self) -> pa.Array:
+        return self.table["key"].combine_chunks()
 
     @cached_property
     def digest(self) -> str:
@@ -286,7 +318,7 @@ class BuiltCorpus:
         shard, offset, size = (int(self._columns[name][row]) for name in ("shard", "offset", "size"))
         key = self._keys[row].as_py()
         try:
-            data = memoryview(self._map(shard))[offset : offset + size]
+            data = memoryview(self._maps[self.folder / shards.name(shard)])[offset : offset + size]
             if self._adopted is None:
                 return shards.read(data, key)
             lineage = Lineage(file=self.manifest["inputs"][shard]["file"], row=int(key[-4:]))
@@ -296,16 +328,6 @@ class BuiltCorpus:
                 f"record {key} cannot be read from {self.folder / shards.name(shard)} ({error}): "
                 f"run interlace verify {self.folder}"
             ) from None
-
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard in self._maps:
-            self._maps.move_to_end(shard)
-            return self._maps[shard]
-        if len(self._maps) >= _OPEN_SHARDS:
-            self._maps.popitem(last=False)
-        with (self.folder / shards.name(shard)).open("rb") as stream:
-            self._maps[shard] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[shard]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,18 +342,28 @@ class Drop:
 
 def drops(folder: Path) -> list[Drop]:
     """Why rows of a corpus were dropped, most frequent first; reasons that differ in names and numbers are one kind."""
-    lost = pq.read_table(folder / "ledger.parquet", schema=LEDGER).filter(pc.field("outcome") != "kept")
-    return tally([LedgerRow(**row) for row in lost.to_pylist()])
+    return tally(_lost(folder / "ledger.parquet"))
 
 
-def tally(rows: Sequence[LedgerRow]) -> list[Drop]:
+def _lost(ledger: Path) -> Iterator[LedgerRow]:
+    """The rows of a ledger that gave no record, some at a time."""
+    for batch in pq.ParquetFile(ledger).iter_batches(batch_size=_BATCH):
+        for row in pa.Table.from_batches([batch]).filter(pc.field("outcome") != "kept").to_pylist():
+            yield LedgerRow(**row)
+
+
+def tally(rows: Iterable[LedgerRow]) -> list[Drop]:
     """The kinds of reasons among ledger rows, most frequent first."""
-    kinds: dict[tuple[str, str], list[LedgerRow]] = {}
+    kinds: dict[tuple[str, str], tuple[int, LedgerRow]] = {}
     for row in rows:
         if row.outcome != "kept":
-            kinds.setdefault((row.outcome, reason_kind(row.reason)), []).append(row)
-    ranked = sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [Drop(outcome=outcome, kind=kind, rows=len(held), example=held[0]) for (outcome, kind), held in ranked]
+            kind = row.outcome, reason_kind(row.reason)
+            count, example = kinds.get(kind, (0, row))
+            kinds[kind] = count + 1, example
+    ranked = sorted(kinds.items(), key=lambda item: (-item[1][0], item[0]))
+    return [
+        Drop(outcome=outcome, kind=kind, rows=count, example=example) for (outcome, kind), (count, example) in ranked
+    ]
 
 
 def reason_kind(reason: str) -> str:
@@ -340,51 +372,87 @@ def reason_kind(reason: str) -> str:
 
 
 class _Earlier:
-    """Index and ledger of the corpus that shards were linked from, cut by shard. Both tables are in shard order."""
+    """Index and ledger of the corpus that shards are linked from, cut by shard: each is asked for once, in order."""
 
     def __init__(self, folder: Path) -> None:
-        manifest = read_manifest(folder)
-        for file, digest in manifest["tables"].items():
+        for file, digest in read_manifest(folder)["tables"].items():
             if shards.sha256(folder / file) != digest:
                 raise ValueError(f"{folder / file} changed since it was built: remove the folder and build again")
-        self._index = pq.read_table(folder / "index.parquet", schema=INDEX)
-        self._ledger = pq.read_table(folder / "ledger.parquet", schema=LEDGER)
-        bounds = np.arange(len(manifest["shards"]) + 1)
-        self._index_starts = np.searchsorted(self._index["shard"].to_numpy(), bounds)
-        self._ledger_starts = np.searchsorted(self._ledger["shard"].to_numpy(), bounds)
+        self._index = _ByShard(folder / "index.parquet", INDEX)
+        self._ledger = _ByShard(folder / "ledger.parquet", LEDGER)
 
     def index(self, shard: int) -> pa.Table:
-        first, end = self._index_starts[shard : shard + 2]
-        return self._index.slice(first, end - first)
+        return self._index.take(shard)
 
     def ledger(self, shard: int) -> pa.Table:
-        first, end = self._ledger_starts[shard : shard + 2]
-        return self._ledger.slice(first, end - first)
+        return self._ledger.take(shard)
 
 
-def _table(rows: Sequence[Any], schema: pa.Schema) -> pa.Table:
-    """Dataclasses as a table, a column at a time."""
-    return pa.table({name: [getattr(row, name) for row in rows] for name in schema.names}, schema)
+class _ByShard:
+    """A table in shard order, read some rows at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._batches = pq.ParquetFile(path).iter_batches(batch_size=_BATCH)
+        self._held = schema.empty_table()
+        self._schema = schema
+
+    def take(self, shard: int) -> pa.Table:
+        """The rows of a shard; those of earlier ones are gone."""
+        while not self._held.num_rows or self._held["shard"][-1].as_py() <= shard:
+            batch = next(self._batches, None)
+            if batch is None:
+                break
+            self._held = pa.concat_tables([self._span(shard, None), pa.Table.from_batches([batch], self._schema)])
+        return self._span(shard, shard + 1)
+
+    def _span(self, first: int, end: int | None) -> pa.Table:
+        """Of what is held, the rows of these shards."""
+        numbers = self._held["shard"].to_numpy()
+        start = int(np.searchsorted(numbers, first))
+        return self._held.slice(start, None if end is None else int(np.searchsorted(numbers, end)) - start)
 
 
-def _counts(ledger: pa.Table) -> dict[str, int]:
-    names = ("candidates", *_OUTCOMES)
-    sums = {name: int(ledger[name].to_numpy().sum()) for name in names}
-    return {"rows": ledger.num_rows, **sums}
+class Rows:
+    """A table written as its rows come, in the bytes of `write_table` of the whole. On the disk when the block ends."""
 
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path, self._schema = path, schema
+        self._held: list[pa.Table] = []
+        self._rows = 0  # of these
+        self._groups = 0  # written
 
-def _inputs(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
-    """Input files in order, each with a digest over its splits' digests."""
-    files: dict[str, Any] = {}
-    for receipt in receipts:
-        files.setdefault(receipt.split.file, hashlib.sha256()).update(receipt.input_sha256.encode())
-    return [{"file": file, "splits_sha256": digest.hexdigest()} for file, digest in files.items()]
+    def __enter__(self) -> Rows:
+        self._stream = self._path.open("wb")
+        self._writer = pq.ParquetWriter(self._stream, self._schema, compression="zstd", store_schema=False)
+        return self
+
+    def add(self, table: pa.Table) -> None:
+        self._held.append(table)
+        self._rows += table.num_rows
+        while self._rows >= _GROUP:
+            self._write(_GROUP)
+
+    def _write(self, rows: int) -> None:
+        whole = pa.concat_tables([self._schema.empty_table(), *self._held])
+        with shards.of_file(self._path):
+            self._writer.write_table(whole.slice(0, rows).combine_chunks(), row_group_size=_GROUP)
+        self._groups += 1
+        self._held, self._rows = [whole.slice(rows)], self._rows - rows
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None:
+            with contextlib.suppress(OSError, pa.ArrowException), self._stream, self._writer:
+                return
+        with shards.of_file(self._path), self._stream:
+            with self._writer:
+                if self._rows or not self._groups:
+                    self._write(self._rows)
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        sync(self._path.parent)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a table in one byte form, whatever chunks it came in; it is on the disk when this returns."""
-    with path.open("wb") as stream:
-        pq.write_table(table.combine_chunks(), stream, compression="zstd", store_schema=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    sync(path.parent)
+    with Rows(path, table.schema) as rows:
+        rows.add(table)

@@ -9,18 +9,25 @@ Beside it lies `NAME.tar.idx`, little-endian u64 offsets of each record and of t
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import struct
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from dataflow.record import Record, from_json, to_json
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE  # 512, 10,240 bytes
-_PIECE = 1 << 20  # bytes handed to the writing thread at a time
+_ZEROS = bytes(_BLOCK)
+_PIECE = 1 << 20  # bytes handed to the writing thread at a time: it asks for the GIL once for each
+_AHEAD = 4 << 20  # bytes that wait for that thread at most, one record more
+_FLUSH = 8 << 20  # bytes after which the disk is told to begin
+_OPEN = 256  # memory maps kept at a time by a reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +62,17 @@ class Shard:
     entries: tuple[Entry, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tar:
+    """A written tar: its size in bytes, sha256 of it and of its .idx, where each key's members begin, where all end."""
+
+    size: int
+    sha256: str
+    idx_sha256: str
+    offsets: tuple[int, ...]
+    end: int
+
+
 def name(number: int) -> str:
     """File name of a shard, `00017.tar`."""
     return f"{number:05d}.tar"
@@ -68,7 +86,7 @@ def members(record: Record) -> dict[str, bytes]:
 
 def size(record: Record) -> int:
     """Bytes that a record takes in a shard, headers and padding included."""
-    return sum(map(len, _pieces(record)))
+    return len(_laid_out(record.key, members(record)))
 
 
 def write(records: Iterable[Record], path: Path, number: int) -> Shard:
@@ -80,27 +98,46 @@ def write(records: Iterable[Record], path: Path, number: int) -> Shard:
         ValueError: a key that does not fit a USTAR header.
         OSError: the disk fails.
     """
-    offset = 0
     entries: list[Entry] = []
-    with _Hashing(path) as tar:
+
+    def laid_out() -> Iterator[bytes]:
+        offset = 0
         for record in records:
-            pieces = _pieces(record)
-            tar.write(pieces)
-            entries.append(entry(record, number, offset, pieces))
-            offset += entries[-1].size
+            data = _laid_out(record.key, members(record))
+            yield data
+            entries.append(entry(record, number, offset, data))
+            offset += len(data)
+
+    tar = _write(laid_out(), path)
+    return Shard(number=number, size=tar.size, sha256=tar.sha256, idx_sha256=tar.idx_sha256, entries=tuple(entries))
+
+
+def write_files(samples: Iterable[tuple[str, Mapping[str, bytes]]], path: Path) -> Tar:
+    """The same of any files: (key, its files by extension), one key after the other."""
+    return _write((_laid_out(key, files) for key, files in samples), path)
+
+
+def _write(samples: Iterable[bytes], path: Path) -> Tar:
+    offset = 0
+    offsets: list[int] = []
+    with _Hashing(path) as tar:
+        for data in samples:
+            tar.write(data)
+            offsets.append(offset)
+            offset += len(data)
         end = bytes(2 * _BLOCK + -(offset + 2 * _BLOCK) % _RECORD)
-        tar.write([end])
-    offsets = struct.pack(f"<{len(entries) + 1}Q", *(entry.offset for entry in entries), offset)
-    with Path(f"{path}.idx").open("wb") as stream:
-        stream.write(offsets)
+        tar.write(end)
+    idx = struct.pack(f"<{len(offsets) + 1}Q", *offsets, offset)
+    with of_file(path), Path(f"{path}.idx").open("wb") as stream:
+        stream.write(idx)
         stream.flush()
         os.fsync(stream.fileno())
-    return Shard(
-        number=number,
+    return Tar(
         size=offset + len(end),
         sha256=tar.sha256,
-        idx_sha256=hashlib.sha256(offsets).hexdigest(),
-        entries=tuple(entries),
+        idx_sha256=hashlib.sha256(idx).hexdigest(),
+        offsets=tuple(offsets),
+        end=offset,
     )
 
 
@@ -110,7 +147,19 @@ def read(data: bytes | memoryview, key: str) -> Record:
     Raises:
         ValueError: the bytes are not the record of this key.
     """
-    files: dict[str, bytes] = {}
+    found = files(data, key)
+    if "json" not in found:
+        raise ValueError("no json member")
+    return from_json(key, found["json"], found)
+
+
+def files(data: bytes | memoryview, key: str) -> dict[str, bytes]:
+    """The files in these bytes of a tar of ours, by extension.
+
+    Raises:
+        ValueError: the bytes are not those of this key.
+    """
+    found: dict[str, bytes] = {}
     place = 0
     while place < len(data):
         header = bytes(data[place : place + _BLOCK])
@@ -125,16 +174,42 @@ def read(data: bytes | memoryview, key: str) -> Record:
         body = place + _BLOCK
         if body + size > len(data):
             raise ValueError(f"{member} is cut off")
-        files[extension] = bytes(data[body : body + size])
+        found[extension] = bytes(data[body : body + size])
         place = body + size + -size % _BLOCK
-    if "json" not in files:
-        raise ValueError("no json member")
-    return from_json(key, files["json"], files)
+    return found
+
+
+class Maps:
+    """Memory maps of files by path, the last ones asked for kept open. Not to be shared by processes or threads."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[Path, mmap.mmap] = OrderedDict()
+
+    def __getitem__(self, path: Path) -> mmap.mmap:
+        if path in self._held:
+            self._held.move_to_end(path)
+            return self._held[path]
+        if len(self._held) >= _OPEN:
+            self._held.popitem(last=False)
+        with path.open("rb") as stream:
+            self._held[path] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._held[path]
+
+
+@contextmanager
+def of_file(path: Path) -> Iterator[None]:
+    """What the disk refuses in the block it refuses of this file: the system's own errors of a write name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sha256(path: Path) -> str:
     """sha256 of a file, read in pieces."""
-    with path.open("rb") as stream:
+    with of_file(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -149,16 +224,17 @@ class _Hashing:
         self._digest = hashlib.sha256()
         self._waiting: list[bytes] = []
         self._held = 0  # bytes of it
-        self._last: Future[None] | None = None
+        self._under_way: deque[tuple[Future[None], int]] = deque()  # what the thread was given, and its bytes
+        self._flushed, self._written = 0, 0  # bytes that the disk was told to begin with, and all; the thread's own
 
     def __enter__(self) -> _Hashing:
         self._stream = self._path.open("wb", buffering=0)
         self._thread = ThreadPoolExecutor(1)
         return self
 
-    def write(self, pieces: list[bytes]) -> None:
-        self._waiting += pieces
-        self._held += sum(map(len, pieces))
+    def write(self, data: bytes) -> None:
+        self._waiting.append(data)
+        self._held += len(data)
         if self._held >= _PIECE:
             self._hand_over()
 
@@ -166,8 +242,9 @@ class _Hashing:
         try:
             if kind is None:
                 self._hand_over()
-                self._settle()
-                os.fsync(self._stream.fileno())
+                self._settle(0)
+                with of_file(self._path):
+                    os.fsync(self._stream.fileno())
         finally:
             self._thread.shutdown()
             self._stream.close()
@@ -177,29 +254,35 @@ class _Hashing:
         return self._digest.hexdigest()
 
     def _hand_over(self) -> None:
-        self._settle()  # so that little waits in memory, and a full disk is noticed here
-        self._last = self._thread.submit(self._work, b"".join(self._waiting))  # one large piece: no quarrel for the GIL
+        self._settle(_AHEAD - self._held)  # so that little waits in memory, and a full disk is noticed here
+        self._under_way.append((self._thread.submit(self._work, self._waiting), self._held))
         self._waiting, self._held = [], 0
 
-    def _settle(self) -> None:
-        if self._last is not None:
-            self._last.result()
+    def _settle(self, most: int) -> None:
+        """Wait until the thread has at most so many bytes to do, or nothing."""
+        while self._under_way and sum(held for _, held in self._under_way) > most:
+            self._under_way.popleft()[0].result()
 
-    def _work(self, data: bytes) -> None:
-        place, left = self._stream.tell(), memoryview(data)
-        while left:
-            left = left[self._stream.write(left) :]
-        if hasattr(os, "posix_fadvise"):  # Linux: the disk begins now, so that the fsync at the end has little left
-            os.posix_fadvise(self._stream.fileno(), place, len(data), os.POSIX_FADV_DONTNEED)
+    def _work(self, pieces: list[bytes]) -> None:
+        data = b"".join(pieces)
+        left = memoryview(data)
+        with of_file(self._path):
+            while left:
+                left = left[self._stream.write(left) :]
+        self._written += len(data)
+        dirty = self._written - self._flushed
+        if dirty >= _FLUSH and hasattr(os, "posix_fadvise"):  # Linux: so that the fsync at the end has little left
+            os.posix_fadvise(self._stream.fileno(), self._flushed, dirty, os.POSIX_FADV_DONTNEED)
+            self._flushed = self._written
         self._digest.update(data)
 
 
-def _pieces(record: Record) -> list[bytes]:
-    """A record's members as they lie in a shard: header, body, padding, header, ...; not joined, pictures are big."""
+def _laid_out(key: str, files: Mapping[str, bytes]) -> bytes:
+    """A key's members as they lie in a shard: header, body, padding, header, ..."""
     pieces = []
-    for extension, body in sorted(members(record).items()):
-        pieces += (_header(f"{record.key}.{extension}", len(body)), body, bytes(-len(body) % _BLOCK))
-    return pieces
+    for extension, body in sorted(files.items()):
+        pieces += (_header(f"{key}.{extension}", len(body)), body, _ZEROS[: -len(body) % _BLOCK])
+    return b"".join(pieces)
 
 
 def _header(file: str, size: int) -> bytes:
@@ -223,21 +306,18 @@ _BEFORE_SIZE, _AFTER_SIZE, _AFTER_CHECKSUM = _fixed()[100:124], _fixed()[135:148
 _FIXED_SUM = sum(_BEFORE_SIZE) + sum(_AFTER_SIZE) + sum(_AFTER_CHECKSUM) + 7 * 0x20
 
 
-def entry(record: Record, number: int, offset: int, pieces: Sequence[bytes]) -> Entry:
-    """The index row of a record whose bytes in shard `number` are `pieces`, from byte `offset` on."""
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
+def entry(record: Record, number: int, offset: int, data: bytes) -> Entry:
+    """The index row of a record whose bytes in shard `number` are `data`, from byte `offset` on."""
     return Entry(
         key=record.key,
         shard=number,
         offset=offset,
-        size=sum(map(len, pieces)),
+        size=len(data),
         task=record.task,
         pictures=len(record.media),
-        bytes=sum(len(media.data) for media in record.media),
-        widths=tuple(media.width for media in record.media),
-        heights=tuple(media.height for media in record.media),
+        bytes=sum([len(media.data) for media in record.media]),
+        widths=tuple([media.width for media in record.media]),
+        heights=tuple([media.height for media in record.media]),
         text_length=record.text_length,
-        sha256=digest.hexdigest(),
+        sha256=hashlib.sha256(data).hexdigest(),
     )

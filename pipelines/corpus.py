@@ -1,8 +1,9 @@
 """A corpus as a workflow step: plan the splits, build each shard on a Ray worker, commit.
 
-<root>/corpora/.building/<source>-<key>/   shards and receipts as they come; a rerun goes on from them
-<root>/corpora/<source>-<key>/             the finished corpus; never changes
-<root>/corpora/<source>-<key>-<digest>/    one that --rehash found to differ under the same index files
+<root>/corpora/.building/<source>-<key>/      shards and receipts as they come; a rerun goes on from them
+<root>/corpora/.inputs/<source>-<key>.json    the input files that this key stands for: what `--explain` compares
+<root>/corpora/<source>-<key>/                the finished corpus; never changes
+<root>/corpora/<source>-<key>-<digest>/       one that --rehash found to differ under the same index files
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dataflow import adopt, index, media, readers, shards
-from dataflow.build import LedgerRow, ShardJob, read_receipt, receipt_path, sync, write_atomically
+from dataflow.build import LedgerRow, Receipt, ShardJob, read_receipt, receipt_path, sweep, sync, write_atomically
 from dataflow.build import splits as plan_of
 from dataflow.readers import Split
 from dataflow.roots import Roots
@@ -27,6 +29,7 @@ from pipelines.recipe import describe, key
 from pipelines.step import Place, Progress, alone, cluster, each, finished
 
 _CHECKED_FILES = 10  # at most, of a corpus that is only looked into
+_PLAN, _INPUTS = ".plan.json", ".inputs"  # of a work folder; of the folder of all corpora
 _PREVIEWED = 100  # rows held at a time while looking: their pictures are in memory
 
 
@@ -56,13 +59,39 @@ class Corpus:
         """The source's name."""
         return self.source.name
 
+    @property
+    def folder(self) -> str:
+        """Name under `--data` of what it is made from in the end."""
+        return self.source.name
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """What may name libraries whose versions decide the bytes."""
+        return self.source, *self.filters
+
     def recipe_key(self) -> str:
         """The hash of everything but the input that decides the bytes."""
+        named = [name for part in self.parts for name in getattr(part, "libraries", ())]
+        versions = {name: importlib.metadata.version(name) for name in named}
+        return key([self.deciding(), {"encoder": media.ENCODER, "index": index.SCHEMA, **versions}])
+
+    def deciding(self) -> dict[str, Any]:
+        """The description of what decides the bytes."""
         description = describe(self)
         del description["max_dropped"], description["max_missing"]  # they decide whether there is a result, not which
-        named = [name for part in (self.source, *self.filters) for name in getattr(part, "libraries", ())]
-        versions = {name: importlib.metadata.version(name) for name in named}
-        return key([description, {"encoder": media.ENCODER, "index": index.SCHEMA, **versions}])
+        return description
+
+    def prepared(self, place: Place) -> Place:
+        """Where its input lies, once it is there."""
+        return place
+
+    def found(self, place: Place) -> Place:
+        """Where its input lies. Raises: Unbuilt: it is made here, and is not."""
+        return place
+
+
+class Unbuilt(ValueError):
+    """A corpus is not there yet, or not of this input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,17 +132,17 @@ def locate(corpus: Corpus, place: Place) -> Path:
     Raises:
         ValueError: none is finished, or several differ and no `--data` tells them apart.
     """
-    newest = {_input_of(folder): folder for folder in _of_recipe(corpus, place)}  # a rehash comes later
-    declared = place.roots.base is not None or corpus.source.name in place.roots.named
-    if declared:
+    place = corpus.found(place)
+    newest = {_input_of(folder): folder for folder in of_recipe(corpus, place)}  # a rehash comes later
+    if is_declared(corpus, place):
         folder = newest.get(inputs(corpus, place).key[:12])
         if folder is not None:
             return folder
         if newest:
-            raise ValueError(f"input of {corpus.source.name} changed since it was built: run interlace build again")
-        raise ValueError(_unbuilt(corpus, place))
+            raise Unbuilt(f"input of {corpus.source.name} changed since it was built: run interlace build again")
+        raise Unbuilt(_unbuilt(corpus, place))
     if not newest:
-        raise ValueError(f"{_unbuilt(corpus, place)} and --data")
+        raise Unbuilt(f"{_unbuilt(corpus, place)} and --data")
     same = list(newest.values())
     if len({_manifest(folder)["root_digest"] for folder in same}) > 1:
         names = ", ".join(folder.name for folder in same)
@@ -128,9 +157,18 @@ def _unbuilt(corpus: Corpus, place: Place) -> str:
     return f"{corpus.source.name} is not built under {place.root}: run interlace build with the same recipe"
 
 
+def is_declared(corpus: Corpus, place: Place) -> bool:
+    """Whether it is said where its input lies."""
+    return place.roots.base is not None or corpus.source.name in place.roots.named
+
+
 def is_built(corpus: Corpus, place: Place) -> bool:
     """Whether the corpus of the present input is finished."""
-    return _newest(corpus, place, inputs(corpus, place)) is not None
+    try:
+        place = corpus.found(place)
+    except Unbuilt:
+        return False
+    return newest(corpus, place, inputs(corpus, place)) is not None
 
 
 def build(corpus: Corpus, place: Place, *, rehash: bool = False) -> Path:
@@ -141,15 +179,16 @@ def build(corpus: Corpus, place: Place, *, rehash: bool = False) -> Path:
     Raises:
         ValueError: input that is not there or changes while it is read, too many rows dropped.
     """
+    place = corpus.prepared(place)
     found = inputs(corpus, place)
-    there = _newest(corpus, place, found)
+    there = newest(corpus, place, found)
     if there is not None and not rehash:
         _say_built(corpus, there)
         return there
-    corpora = place.root / "corpora"
-    work = corpora / ".building" / f"{corpus.source.name}-{found.key[:12]}{'-rehash' if rehash else ''}"
-    with alone(work.with_name(f"{work.name}.lock"), work.name):
+    work = work_folder(corpus, place, found, rehash=rehash)
+    with alone(lock_of(work), work.name):
         work.mkdir(parents=True, exist_ok=True)
+        _remember(corpus, place, found)
         if not (work / "manifest.json").is_file():
             with cluster(place):
                 _build_shards(corpus, place, found, work, rehash=rehash)
@@ -208,6 +247,7 @@ def check(corpus: Corpus, place: Place, *, rows: int) -> Checked:
     Raises:
         ValueError: input that is not there, or that cannot be adopted.
     """
+    place = corpus.found(place)
     found = inputs(corpus, place)
     folder = place.roots.source(corpus.source.name)
     job = _job(corpus, place, earlier={})
@@ -249,28 +289,35 @@ def _job(corpus: Corpus, place: Place, *, earlier: dict[str, str]) -> ShardJob:
 def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, rehash: bool) -> None:
     source_folder = place.roots.source(corpus.source.name)
     plan = _plan(corpus, place, found, work)
-    job = _job(corpus, place, earlier={} if rehash else _earlier(corpus, place))
+    job = _job(corpus, place, earlier={} if rehash else earlier_shards(corpus, place))
     todo = [(split, number) for number, split in enumerate(plan) if not receipt_path(work, number).is_file()]
     progress = Progress(f"{work.name}", len(todo), "shards")
     for _ in each(_shard_task, (job, corpus.shards, str(work)), todo, progress):
         pass
-    receipts = [read_receipt(receipt_path(work, number)) for number in range(len(plan))]
+    linked = 0
+
+    def receipts() -> Iterator[Receipt]:
+        nonlocal linked
+        for receipt in _receipts(work, len(plan)):
+            linked += receipt.linked is not None
+            yield receipt
+
     try:
         manifest = index.commit(
             work,
-            receipts,
+            receipts(),
             step=describe(corpus),
             recipe_key=corpus.recipe_key(),
             max_dropped=corpus.max_dropped,
             max_missing=corpus.max_missing,
         )
     except index.TooManyDropped as error:
-        for receipt in receipts:  # what could not be read may be mended before the next try
-            if any(row.corrupt or row.missing for row in receipt.ledger):
+        for receipt in _receipts(work, len(plan)):  # what could not be read may be mended before the next try
+            if any(receipt.ledger.get("corrupt", ())) or any(receipt.ledger.get("missing", ())):
                 receipt_path(work, receipt.number).unlink()
         cure = f"mend the data under {source_folder}, or raise the limit: --set {error.limit}=..."
         raise ValueError(f"{corpus.source.name}: {error}; {cure}") from None
-    counts, linked = manifest["counts"], sum(receipt.linked is not None for receipt in receipts)
+    counts = manifest["counts"]
     progress.close(
         f"{counts['rows']} rows, {counts['kept']} records kept, "
         f"{counts['filtered']} filtered, {counts['corrupt']} corrupt, {counts['missing']} missing; "
@@ -278,16 +325,62 @@ def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, re
     )
 
 
+def _receipts(work: Path, count: int) -> Iterator[Receipt]:
+    """The receipts of all shards in order, one at a time: together they are as large as the index."""
+    for number in range(count):
+        yield read_receipt(receipt_path(work, number))
+
+
 def _plan(corpus: Corpus, place: Place, found: Inputs, work: Path) -> list[Split]:
     """The splits of all files, in order; made once per build and kept in the work folder."""
-    path = work / ".plan.json"
-    if not path.is_file():
+    plan = planned(work)
+    if plan is None:
         made: dict[str, list[Split]] = {}
         progress = Progress(f"{work.name} (plan)", len(found.files), "files")
         for file, splits in each(_plan_task, (corpus, place.roots), found.files, progress):
             made[file] = splits
-        write_atomically(path, json.dumps([asdict(s) for file in found.files for s in made[file]]).encode())
-    return [Split(**fields) for fields in json.loads(path.read_bytes())]
+        plan = [split for file in found.files for split in made[file]]
+        write_atomically(work / _PLAN, json.dumps([asdict(split) for split in plan]).encode())
+    return plan
+
+
+def planned(work: Path) -> list[Split] | None:
+    """The splits of a build that has begun, None before it knows them."""
+    path = work / _PLAN
+    return [Split(**fields) for fields in json.loads(path.read_bytes())] if path.is_file() else None
+
+
+def _remember(corpus: Corpus, place: Place, found: Inputs) -> None:
+    """Keep what a key stands for: times are in it, so it is in no file of a corpus."""
+    folder = place.root / "corpora" / _INPUTS
+    folder.mkdir(exist_ok=True)
+    listing = [list(entry) for entry in zip(found.files, found.sizes, found.times, strict=True)]
+    told = {
+        "recipe_key": corpus.recipe_key(),
+        "folder": str(place.roots.source(corpus.source.name)),
+        "files": listing,
+    }
+    write_atomically(folder / f"{corpus.source.name}-{found.key[:12]}.json", json.dumps(told).encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembered:
+    """The input that a corpus was built from: recipe key, source folder, and by file its size and mtime in ns."""
+
+    recipe_key: str
+    folder: str
+    files: dict[str, tuple[int, int]]
+
+
+def remembered(corpora: Path, name: str) -> Remembered | None:
+    """The input of the corpus or work folder of this name under <root>/corpora; None if nobody noted it."""
+    path = corpora / _INPUTS / f"{'-'.join(name.split('-')[:2])}.json"
+    try:
+        told = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    files = {file: (size, time) for file, size, time in told["files"]}
+    return Remembered(recipe_key=told["recipe_key"], folder=told["folder"], files=files)
 
 
 def _plan_task(shared: tuple[Corpus, Roots], file: str) -> tuple[str, list[Split]]:
@@ -308,12 +401,11 @@ def _shard_task(shared: tuple[ShardJob, str, str], task: tuple[Split, int]) -> N
 
 def _finish(corpus: Corpus, place: Place, work: Path, found: Inputs, *, rehash: bool) -> Path:
     """Give a committed corpus its place; one that a rehash found unchanged is there already."""
-    for leftover in work.glob(".*"):
-        leftover.unlink()
+    sweep(work)
     corpora, digest = place.root / "corpora", _manifest(work)["root_digest"]
     name = f"{corpus.source.name}-{found.key[:12]}"
     final = corpora / (f"{name}-{digest[:12]}" if rehash else name)
-    for folder in _of_recipe(corpus, place):
+    for folder in of_recipe(corpus, place):
         if rehash and _input_of(folder) == found.key[:12] and _manifest(folder)["root_digest"] == digest:
             shutil.rmtree(work)
             os.utime(folder / "manifest.json")  # it is what was found last
@@ -324,24 +416,35 @@ def _finish(corpus: Corpus, place: Place, work: Path, found: Inputs, *, rehash: 
     return final
 
 
-def _earlier(corpus: Corpus, place: Place) -> dict[str, str]:
+def earlier_shards(corpus: Corpus, place: Place) -> dict[str, str]:
     """Shards that finished corpora of this recipe hold, by shard key."""
     known: dict[str, str] = {}
-    for folder in _of_recipe(corpus, place):
+    for folder in of_recipe(corpus, place):
         known.update({shard["key"]: str(folder.resolve()) for shard in _manifest(folder)["shards"]})
     return known
 
 
-def _of_recipe(corpus: Corpus, place: Place) -> list[Path]:
+def of_recipe(corpus: Corpus, place: Place) -> list[Path]:
     """The finished corpora of this recipe, oldest first; those of other schemas have other recipe keys."""
     built, recipe_key = finished((place.root / "corpora").glob(f"{corpus.source.name}-*")), corpus.recipe_key()
     return [folder for folder in built if index.any_manifest(folder).get("recipe_key") == recipe_key]
 
 
-def _newest(corpus: Corpus, place: Place, found: Inputs) -> Path | None:
+def newest(corpus: Corpus, place: Place, found: Inputs) -> Path | None:
     """The finished corpus of this input, as it was found last."""
-    same = [folder for folder in _of_recipe(corpus, place) if _input_of(folder) == found.key[:12]]
+    same = [folder for folder in of_recipe(corpus, place) if _input_of(folder) == found.key[:12]]
     return same[-1] if same else None
+
+
+def work_folder(corpus: Corpus, place: Place, found: Inputs, *, rehash: bool = False) -> Path:
+    """Where a corpus lies while it is being built."""
+    name = f"{corpus.source.name}-{found.key[:12]}{'-rehash' if rehash else ''}"
+    return place.root / "corpora" / ".building" / name
+
+
+def lock_of(work: Path) -> Path:
+    """The lock of a work folder, held by whoever builds in it."""
+    return work.with_name(f"{work.name}.lock")
 
 
 def _input_of(folder: Path) -> str:

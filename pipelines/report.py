@@ -14,13 +14,12 @@ from typing import Any
 
 from jinja2 import Environment
 
-from dataflow import index
+from dataflow import curation, index
 from dataflow.build import write_atomically
 from dataflow.index import BuiltCorpus
 from dataflow.media import decoded
 from dataflow.record import Record
 
-_TEMPLATE = Path(__file__).with_name("report.html")
 _THUMBNAIL = 96  # pixels of the longer side
 _EXAMPLES = 8  # records shown of each corpus
 _KINDS = {".png": "png", ".jpg": "jpeg"}
@@ -43,26 +42,33 @@ def write(page: Path, folders: Sequence[Path], *, pictures: Sequence[tuple[str, 
     """Write the page about these folders; returns its path.
 
     Args:
-        folders: built corpora and runs.
+        folders: built corpora, runs, and curations (ROOT/selections/KEY).
         pictures: (caption, PNG) shown under a heading of their own.
     Raises:
-        ValueError: a folder that is neither a corpus nor a run.
+        ValueError: a folder that is none of these.
     """
-    corpora, runs = [], []
+    corpora, runs, curations = [], [], []
     for folder in folders:
-        if (folder / "manifest.json").is_file():
+        if (folder / "verdicts.parquet").is_file():
+            curations.append(_undamaged(_curation, folder))
+        elif (folder / "manifest.json").is_file():
             corpora.append(_undamaged(_corpus, folder))
         elif (folder / "recipe.json").is_file():
             runs.append(_undamaged(_run, folder))
         else:
             raise ValueError(
-                f"{folder} is neither a built corpus nor a run: it has no manifest.json and no recipe.json"
+                f"{folder} is neither a built corpus nor a run, nor a curation: "
+                "it has no manifest.json, recipe.json or verdicts.parquet"
             )
     shown = [{"caption": caption, "uri": _uri(path.read_bytes(), "png")} for caption, path in pictures]
+    held = {"corpora": corpora, "runs": runs, "curations": curations, "pictures": shown}
+    return render(page, "report.html", **held, width=_WIDTH, height=_HEIGHT, margin=_MARGIN)
+
+
+def render(page: Path, template: str, **held: Any) -> Path:
+    """Write a page from a template beside this file; returns its path. Whatever is held is escaped."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.from_string(_TEMPLATE.read_text()).render(
-        corpora=corpora, runs=runs, pictures=shown, width=_WIDTH, height=_HEIGHT, margin=_MARGIN
-    )
+    html = environment.from_string(Path(__file__).with_name(template).read_text()).render(**held)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, html.encode())
     return page
@@ -99,11 +105,35 @@ def _corpus(folder: Path) -> dict[str, Any]:
         "digest": corpus.manifest["root_digest"],
         "tasks": corpus.tasks,
         "drops": index.drops(folder),
-        "examples": [_example(corpus.record(place)) for place in _spread(len(corpus), _EXAMPLES)],
+        "examples": [example(corpus.record(place)) for place in _spread(len(corpus), _EXAMPLES)],
     }
 
 
-def _example(record: Record) -> dict[str, Any]:
+def _curation(folder: Path) -> dict[str, Any]:
+    """A curation with records that it speaks of, where their corpora lie beside it."""
+    manifest = curation.read_manifest(folder)
+    examples = []
+    for name, verdicts in curation.read(folder).items():
+        corpus = folder.parent.parent / "corpora" / name
+        if not (corpus / "manifest.json").is_file():
+            continue
+        opened, reasons = BuiltCorpus(corpus), verdicts.reasons.to_pylist()
+        said = [place for place, reason in enumerate(reasons) if reason]
+        for place in (said[spot] for spot in _spread(len(said), _EXAMPLES)):
+            now = "in use" if verdicts.used[place] else "out"
+            examples.append({**example(opened.record(place)), "now": now, "reason": reasons[place]})
+    return {
+        "name": folder.name,
+        "rule": manifest["step"]["curation"],
+        "counts": manifest["counts"],
+        "reasons": manifest["reasons"],
+        "table": manifest["table"],
+        "examples": examples,
+    }
+
+
+def example(record: Record) -> dict[str, Any]:
+    """A record as a page shows it: key, task, turns, pictures small."""
     turns = []
     for role, parts in record.turns:
         shown = [{"uri": _thumbnail(record, part)} if isinstance(part, int) else {"text": part} for part in parts]

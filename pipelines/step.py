@@ -7,8 +7,13 @@ same command goes on from the tasks that are there.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
+import json
 import os
+import secrets
+import shlex
 import signal
 import socket
 import sys
@@ -18,12 +23,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
+from dataflow import shards
 from dataflow.roots import Roots
 from pipelines.recipe import outside_modules
 
 HOUSE = Path(__file__).resolve().parent.parent  # what Ray ships as working_dir to other machines
+
+_ANSWERS = 120  # seconds a node has to start a worker and look at a file
+_LET_GO = 0.3  # seconds in which a lock may be held by nobody but a look at it
+_ON_DISK = {  # what to do about what a disk says, by errno
+    errno.ENOSPC: "free some space, or give another folder; the same command goes on from what is there",
+    errno.EDQUOT: "free some space, or give another folder; the same command goes on from what is there",
+    errno.EIO: "the disk fails (dmesg tells more); once it is sound the same command goes on from what is there",
+    errno.EROFS: "mount it for writing, or give another folder",
+    errno.EACCES: "give this user the right to it, or give another folder",
+    errno.EPERM: "give this user the right to it, or give another folder",
+}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,7 +67,7 @@ def cluster(place: Place) -> Iterator[None]:
     Inside another such block it is that block's cluster.
 
     Raises:
-        ValueError: nothing answers at the address.
+        ValueError: nothing answers at the address, or a node there does not see our folders.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its notice
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -82,6 +99,8 @@ def cluster(place: Place) -> Iterator[None]:
     for module in outside_modules():
         cloudpickle.register_pickle_by_value(module)
     try:
+        if place.ray_address is not None:
+            _seen_everywhere(place)
         yield
     finally:
         ray.shutdown()
@@ -128,6 +147,56 @@ def _answers(address: str) -> None:
         raise ValueError(f"--ray-address {address}: no cluster answers there ({error})") from None
 
 
+def _seen_everywhere(place: Place) -> None:
+    """Let every node that works read back a word written under the root, and look for the folders of --data."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    word = secrets.token_hex(16)
+    path = place.root / f".nonce-{word[:12]}"
+    data = tuple(str(folder) for folder in (place.roots.base, *place.roots.named.values()) if folder is not None)
+    place.root.mkdir(parents=True, exist_ok=True)
+    try:
+        path.write_text(word)
+        remote: Any = ray.remote(num_cpus=0, max_retries=1)(_looks)
+        asked = {}
+        for node in ray.nodes():
+            if node["Alive"] and node["Resources"].get("CPU", 0):
+                here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+                asked[name] = remote.options(scheduling_strategy=here).remote(path, word, data)
+        for name, answer in asked.items():
+            try:
+                problem = ray.get(answer, timeout=_ANSWERS)
+            except RayError as error:
+                raise ValueError(
+                    f"node {name} of --ray-address {place.ray_address} runs nothing ({type(error).__name__}): "
+                    "take it out of the cluster, or mend it"
+                ) from None
+            if problem:
+                raise ValueError(f"node {name} {problem}")
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _looks(path: Path, word: str, data: tuple[str, ...]) -> str | None:
+    """On a node: what it does not see of what it should."""
+    try:
+        seen = path.read_text()
+    except OSError as error:
+        seen = f"no such file: {error.strerror}"
+    if seen != word:
+        return (
+            f"does not see what was written to {path.parent} ({seen[:80]}): --root must be a folder that all nodes "
+            "share under one path; mount it there, or give another"
+        )
+    for folder in data:
+        if not Path(folder).is_dir():
+            return f"has no folder {folder}: --data must be seen by all nodes under one path; mount it there"
+    return None
+
+
 def each(task: Callable[..., Result], shared: Any, items: Sequence[Item], progress: Progress) -> Iterator[Result]:
     """`task(shared, item)` for every item on Ray workers, a bounded number at a time; results as they come.
 
@@ -137,11 +206,11 @@ def each(task: Callable[..., Result], shared: Any, items: Sequence[Item], progre
         what the task raised, as itself, without Ray's frames.
     """
     import ray
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import LocalRayletDiedError, RayError, RayTaskError
 
     remote: Any = ray.remote(num_cpus=1)(_undisturbed(task))
     handle = ray.put(shared)
-    slots = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    slots = 2 + 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # so that a worker finds its next task waiting
     waiting: list[Item] = list(reversed(items))
     running: list[Any] = []
     given: dict[Any, Item] = {}
@@ -161,6 +230,11 @@ def each(task: Callable[..., Result], shared: Any, items: Sequence[Item], progre
     except RayTaskError as error:
         cause = error.cause if isinstance(error.cause, BaseException) else error
         raise cause from None
+    except LocalRayletDiedError as error:
+        raise ValueError(
+            f"Ray does not answer on this machine ({type(error).__name__}): it is too busy, or Ray was ended; "
+            "the same command goes on from here"
+        ) from None
     except RayError as error:
         item = " ".join(str(given.get(reference)).split())[:300]
         raise ValueError(
@@ -172,9 +246,68 @@ def each(task: Callable[..., Result], shared: Any, items: Sequence[Item], progre
             ray.cancel(reference, force=False)
 
 
+def each_ready(
+    ready: Callable[[Any], Callable[[Item], Result]],
+    shared: Any,
+    items: Sequence[Item],
+    progress: Progress,
+    *,
+    gpus: float = 0,
+) -> Iterator[Result]:
+    """`ready(shared)(item)` for every item on Ray actors; results as they come. An actor makes itself ready once.
+
+    Items are pure and commit by rename, as in `each`: an actor that died is begun anew, and its item, too.
+
+    Args:  gpus: that an actor is given, a whole one or a part, where the cluster has any.
+
+    Raises:
+        what an actor raised, as itself, without Ray's frames.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util import ActorPool
+
+    there = ray.cluster_resources()
+    gpus = gpus if there.get("GPU", 0) else 0
+    count = max(1, int(min(there.get("CPU", 1), there["GPU"] / gpus if gpus else len(items), len(items))))
+    kind: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Ready)
+    actors = [kind.remote(ready, shared) for _ in range(count)]
+    pool: Any = ActorPool(actors)
+    try:
+        for result in pool.map_unordered(lambda actor, item: actor.work.remote(item), items):
+            progress.advance()
+            yield result
+    except RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        raise cause from None
+    except RayError as error:
+        raise ValueError(
+            f"an actor died ({type(error).__name__}), again when it was tried again: memory, perhaps; "
+            "the same command goes on from here, with fewer --workers it needs less"
+        ) from None
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+class _Ready:
+    """An actor, deaf to the terminal's Ctrl-C as `_undisturbed` tasks are."""
+
+    def __init__(self, ready: Callable[[Any], Callable[[Any], Any]], shared: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.ready, self.shared = ready, shared
+        self.made: Callable[[Any], Any] | None = None
+
+    def work(self, item: Any) -> Any:
+        self.made = self.made or self.ready(self.shared)  # here, so that what it raises is told as of an item
+        return self.made(item)
+
+
 @contextmanager
 def alone(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
     """Hold a lock file for the block. The kernel lets go when the process ends, however it ends.
+
+    The file says who holds it and by which command, and afterwards how that failed: `last_holder` reads it.
 
     Args:
         patience: seconds to wait for another holder to end.
@@ -182,24 +315,110 @@ def alone(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
         ValueError: another process holds it; the message names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path, what, max(patience, _LET_GO)) as stream:
+        told = {"holder": f"pid {os.getpid()} on {socket.gethostname()}", "command": _command()}
+        _rewrite(stream, told)
+        try:
+            yield
+        except Exception as error:
+            told |= {"failed": one_line(error), "origin": list(getattr(error, "__notes__", ()))}
+            with contextlib.suppress(OSError):  # the disk may be what failed
+                _rewrite(stream, told)
+            raise
+
+
+@contextmanager
+def _locked(path: Path, what: str, patience: float) -> Iterator[TextIO]:
     deadline = time.monotonic() + patience
-    with path.open("a+") as stream:
-        while True:
+    while True:
+        with path.open("a+") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    stream.seek(0)
-                    holder = stream.read().strip() or "a process that has not named itself yet"
+                    holder = _said(path).get("holder") or "a process that has not named itself yet"
                     raise ValueError(
                         f"{what} is being written by {holder}: it has one writer; wait for it, or stop it first"
                     ) from None
                 time.sleep(0.1)
+                continue
+            if _is_at(stream, path):
+                yield stream
+                return
+
+
+def _is_at(stream: TextIO, path: Path) -> bool:
+    """Whether the open file is still the one at the path: `gc` may have removed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _rewrite(stream: TextIO, told: dict[str, Any]) -> None:
+    with shards.of_file(Path(stream.name)):
         stream.truncate(0)
-        stream.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        stream.write(json.dumps(told))
         stream.flush()
-        yield
+
+
+def _command() -> str:
+    """A shell line that does what this process was asked to do."""
+    program, *words = sys.argv
+    name = "interlace" if Path(program).name in ("__main__.py", "interlace") else program
+    return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join([name, *words])}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastHolder:
+    """What a lock file tells. held: now. who: process and host. command: a shell line that goes on. failed: how it
+    ended, None where it did not fail or was killed. origin: source, file and row, where the failure has them."""
+
+    held: bool
+    who: str
+    command: str
+    failed: str | None
+    origin: tuple[str, ...]
+
+
+def last_holder(path: Path) -> LastHolder | None:
+    """Who holds a lock, or held it last; None where nobody ever did."""
+    try:
+        with path.open() as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                held = False
+            except BlockingIOError:
+                held = True
+    except FileNotFoundError:
+        return None
+    said = _said(path)
+    return LastHolder(
+        held=held,
+        who=said.get("holder", "a process that has not named itself"),
+        command=said.get("command", ""),
+        failed=said.get("failed"),
+        origin=tuple(said.get("origin", ())),
+    )
+
+
+def _said(path: Path) -> dict[str, Any]:
+    """What is in a lock file; one of other make, or just being written, is taken as a name."""
+    text = path.read_text(errors="replace").strip()
+    try:
+        said = json.loads(text)
+    except json.JSONDecodeError:
+        return {"holder": text} if text else {}
+    return said if isinstance(said, dict) else {"holder": text}
+
+
+def one_line(error: BaseException) -> str:
+    """An error as a user is told it: what the system said of which file, and what to do about it."""
+    if isinstance(error, OSError) and error.strerror:
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        cure = _ON_DISK.get(error.errno or 0)
+        return f"{said}; {cure}" if cure else said
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class Progress:

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from PIL import Image as Pixels
 from upstream import BUS, ORCA, Build, edits, file, jpeg, jsonl, metaclip_json, photo, png_header, tar
 
 from dataflow import index, readers, shards
-from dataflow.build import LedgerRow, ShardJob, read_receipt, receipt_path, write_atomically
+from dataflow.build import LedgerRow, ShardJob, columns, read_receipt, receipt_path, write_atomically
 from dataflow.filters import MaxText, MinSide
 from dataflow.media import Corrupt, picture
 from dataflow.record import Candidate, Image, Message, Record, Text
@@ -193,10 +194,11 @@ def test_what_is_built_is_what_is_previewed(data: Path, tmp_path: Path) -> None:
         made.build(split, number, out)
         records, ledger = made.preview(split, number)
         receipt = read_receipt(receipt_path(out, number))
-        assert receipt.ledger == tuple(ledger)
-        assert [entry.key for entry in receipt.entries] == [record.key for record in records]
+        assert receipt.ledger == columns(LedgerRow, ledger)
+        assert receipt.entries["key"] == [record.key for record in records]
         tar = (out / shards.name(number)).read_bytes()
-        assert [shards.read(tar[e.offset : e.offset + e.size], e.key) for e in receipt.entries] == records
+        cut = zip(*(receipt.entries[name] for name in ("offset", "size", "key")), strict=True)
+        assert [shards.read(tar[offset : offset + size], key) for offset, size, key in cut] == records
         assert (receipt.size, receipt.sha256) == (len(tar), hashlib.sha256(tar).hexdigest())
         assert receipt.split == split
         assert receipt.linked is None
@@ -251,9 +253,38 @@ def test_building_over_what_a_killed_worker_left_gives_the_same(data: Path, tmp_
     before = digests(out)
     (out / "00000.tar").write_bytes(b"half a sh")
     (out / "00000.tar.idx").unlink()
-    (out / f".{os.getpid()}-00000.tar").write_bytes(b"quarter")
+    (out / ".0123456789ab-00000.tar").write_bytes(b"quarter")
     made.build(split, 0, out)
+    (out / ".0123456789ab-00000.tar").unlink()
     assert digests(out) == before
+
+
+def test_a_task_done_several_times_at_once_and_in_any_order_gives_the_same(data: Path, tmp_path: Path) -> None:
+    """As Ray does when a node is slow to be found dead; shards built, and the same shards linked."""
+    made, once = job(Cambrian(), data), tmp_path / "once"
+    once.mkdir()
+    splits = list(enumerate(plan(made, 9)))
+    for number, split in splits:
+        made.build(split, number, once)
+    receipts = (read_receipt(receipt_path(once, number)) for number, _ in splits)
+    index.commit(once, receipts, step={}, recipe_key=made.recipe_key, max_dropped=1, max_missing=1)
+    shards_of_once = {shard["key"]: str(once) for shard in index.read_manifest(once)["shards"]}
+    for name, task in (("built", made), ("linked", replace(made, earlier=shards_of_once))):
+        out = tmp_path / name
+        out.mkdir()
+        with ThreadPoolExecutor(6) as pool:
+            for done in [pool.submit(task.build, split, number, out) for number, split in [*splits[::-1], *splits] * 4]:
+                done.result()
+        assert all((out / shard.name).read_bytes() == shard.read_bytes() for shard in once.glob("*.tar*"))
+        assert {path.name for path in out.iterdir()} == {path.name for path in once.iterdir()} - {
+            "index.parquet",
+            "ledger.parquet",
+            "manifest.json",
+            ".nv-meta",
+        }
+        receipts = (read_receipt(receipt_path(out, number)) for number, _ in splits)
+        commit = index.commit(out, receipts, step={}, recipe_key=made.recipe_key, max_dropped=1, max_missing=1)
+        assert commit == index.read_manifest(once)
 
 
 # --- sources defined here

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from upstream import BUS, ORCA, PHOTOS, Build, edits, file, jpeg, jsonl, metaclip_json, photo, tar
 
 from dataflow import index, shards
+from dataflow.build import Receipt
 from dataflow.filters import MinSide
 from dataflow.index import BuiltCorpus
+from dataflow.readers import Split
 from dataflow.sources.cambrian import Cambrian
 from dataflow.sources.instruct_pix2pix import InstructPix2Pix
 from dataflow.sources.metaclip import MetaClip
@@ -169,7 +174,8 @@ def test_verify_passes_what_was_built(cambrian: Path, build: Build) -> None:
     corpus = build(Cambrian(), rows=8)
     names = [name for name, problem in index.verify(corpus.folder)]
     assert differing(corpus.folder) == {}
-    assert sorted(names) == sorted(path.name for path in corpus.folder.iterdir() if path.name != "manifest.json")
+    assert {*names, "manifest.json", ".nv-meta"} == {path.name for path in corpus.folder.iterdir()}
+    assert sorted(set(names)) == sorted(names)
 
 
 def test_verify_names_the_changed_the_missing_and_the_foreign_file(cambrian: Path, build: Build) -> None:
@@ -269,18 +275,18 @@ def test_a_corpus_whose_index_is_gone_says_to_verify(cambrian: Path, build: Buil
     for damage in (lambda path: path.write_bytes(b"PAR1"), Path.unlink):
         damage(folder / "index.parquet")
         with pytest.raises(ValueError, match=r"index\.parquet does not read .*: run interlace verify"):
-            BuiltCorpus(folder)
+            len(BuiltCorpus(folder).table)
 
 
 def test_more_shards_than_may_be_open_are_read_in_any_order(
     cambrian: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "_OPEN_SHARDS", 4)
+    monkeypatch.setattr(shards, "_OPEN", 4)
     (cambrian / "jsons/a.jsonl").write_bytes(jsonl(*(talk(number) for number in range(30))))
     corpus = build(Cambrian(), rows=2)
     for row in [*range(30), *range(0, 30, 7), 29, 0]:
         assert corpus.record(row).lineage.row == row
-        assert len(corpus._maps) <= 4
+        assert len(corpus._maps._held) <= 4
 
 
 # --- why rows were dropped
@@ -357,3 +363,72 @@ def test_a_small_corpus_of_each_source_has_the_root_digest_it_always_had(tmp_pat
         for source in (Cambrian(), MetaClip(), InstructPix2Pix())
     }
     assert found == GOLDEN
+
+
+def test_a_table_written_as_its_rows_come_is_the_bytes_of_the_whole(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(index, "_GROUP", 50)
+    rows = [
+        {**dict.fromkeys(index.LEDGER.names, 1), "file": f"{row // 70}", "outcome": "kept", "reason": f"{row % 9}"}
+        for row in range(170)
+    ]
+    whole = pa.Table.from_pylist(rows, index.LEDGER)
+    pq.write_table(whole, tmp_path / "whole", compression="zstd", store_schema=False, row_group_size=50)
+    for size in (1, 7, 50, 60, 170):
+        with index.Rows(tmp_path / "rows", index.LEDGER) as written:
+            for first in range(0, 170, size):
+                written.add(whole.slice(first, size))
+        assert (tmp_path / "rows").read_bytes() == (tmp_path / "whole").read_bytes(), size
+    with index.Rows(tmp_path / "rows", index.LEDGER):
+        pass
+    assert pq.read_table(tmp_path / "rows").num_rows == 0
+
+
+def test_the_memory_of_a_commit_does_not_grow_with_the_corpus(
+    cambrian: Path, build: Build, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Receipts are read one by one, rows written as they come, linked ones read as they are asked for."""
+    monkeypatch.setattr(index, "_GROUP", 3_000)
+    monkeypatch.setattr(index, "_BATCH", 1_000)
+    monkeypatch.setattr(index.energon, "_BATCH", 1_000)
+    (cambrian / "jsons/a.jsonl").write_bytes(jsonl(*(talk(number) for number in range(1000))))
+    corpus = build(Cambrian(), rows=1000)
+    one, ledger = corpus.table.to_pydict(), pq.read_table(corpus.folder / "ledger.parquet").to_pydict()
+    peaks = []
+    for count in (6, 24):
+        folders = [tmp_path / f"{count}-{kind}" for kind in ("built", "linked")]
+        for folder in folders:
+            folder.mkdir()
+            built = (
+                Receipt(
+                    number=number,
+                    split=Split(file=f"{number}.jsonl", first=0, rows=1000),
+                    key=str(number),
+                    input_sha256="",
+                    size=0,
+                    sha256="",
+                    idx_sha256="",
+                    entries={**one, "shard": [number] * 1000, "key": [f"{number}-{row}" for row in range(1000)]},
+                    ledger={**ledger, "shard": [number] * 1000},
+                )
+                for number in range(count)
+            )
+            linked = (replace(each, entries={}, ledger={}, linked=str(folders[0])) for each in built)
+            pool = pa.proxy_memory_pool(pa.default_memory_pool())
+            before = pa.default_memory_pool()
+            pa.set_memory_pool(pool)
+            tracemalloc.start()
+            try:
+                index.commit(
+                    folder,
+                    built if folder == folders[0] else linked,
+                    step={},
+                    recipe_key="",
+                    max_dropped=1,
+                    max_missing=1,
+                )
+                peaks.append((pool.max_memory() or 0) + tracemalloc.get_traced_memory()[1])
+            finally:
+                tracemalloc.stop()
+                pa.set_memory_pool(before)
+        assert (folders[0] / "index.parquet").read_bytes() == (folders[1] / "index.parquet").read_bytes()
+    assert max(peaks[2:]) < 1.3 * max(peaks[:2]), peaks

@@ -215,6 +215,13 @@ PINNED_START = [  # (member, row)
 ]
 
 
+def test_used_are_the_rows_that_some_position_reads() -> None:
+    for positions in (3, 20, 60):
+        schedule = replace(SCHEDULE, positions=positions)
+        read = [sorted({use.row for use in uses(schedule) if use.member == member}) for member in range(len(ROWS))]
+        assert [rows.tolist() for rows in schedule.used()] == read
+
+
 def test_a_small_schedule_is_this_one_on_every_machine() -> None:
     assert [[(use.member, use.row) for use in SCHEDULE.position(number)] for number in range(3)] == PINNED_START
     assert (SCHEDULE.digest, listing(SCHEDULE)) == (PINNED_DIGEST, PINNED_ORDER)

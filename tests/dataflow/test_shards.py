@@ -195,9 +195,11 @@ def test_a_generator_that_fails_fails_the_shard(tmp_path: Path) -> None:
     assert not (tmp_path / "a.tar.idx").exists()
 
 
-def test_a_full_disk_fails_the_shard() -> None:
+@pytest.mark.parametrize("pictures", [0, 1, 4, 12])
+def test_a_full_disk_fails_the_shard(pictures: int) -> None:
     with pytest.raises(OSError, match="No space left on device"):
-        shards.write([record(number, bytes(1 << 20)) for number in range(4)], Path("/dev/full"), 0)
+        shards.write([record(number, bytes(1 << 20)) for number in range(pictures)], Path("/dev/full"), 0)
+    assert not Path("/dev/full.idx").exists()
 
 
 def test_a_shard_s_number_is_its_name() -> None:
