@@ -3,8 +3,10 @@ VENV ?= .venv
 PYTHON ?= python3.11
 BIN := $(VENV)/bin
 READY := $(VENV)/.interlace-ready
+PEERS ?= .venv-peers
 
-.PHONY: mini test check format world bench-sources bench-lmfusion smollm2 install clean
+.PHONY: mini test check format world kill-test bench-sources bench-lmfusion bench-curation bench-write \
+	interop peers smollm2 install clean
 
 mini: $(READY)  ## the whole line in miniature: corpora, training, pictures, report
 	$(BIN)/interlace mini
@@ -17,6 +19,9 @@ check: $(READY)  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python
 
+kill-test: $(READY)  ## builds killed at twenty exact points, and disks that fail: the next build leaves the same bytes
+	$(BIN)/python tests/kill.py
+
 world: $(READY)  ## models that learn a small world whole, judged by a classifier: half an hour
 	$(BIN)/python benchmarks/world.py
 
@@ -25,6 +30,24 @@ bench-sources: $(READY)  ## rows per second and core of the sources beside bare 
 
 bench-lmfusion: $(READY)  ## seconds of a step of LMFusion beside the dense model's
 	$(BIN)/python benchmarks/lmfusion.py
+
+bench-curation: $(READY)  ## seconds and memory of corpus-wide decisions over a million records
+	$(BIN)/python benchmarks/curation.py
+
+bench-write: $(READY) peers  ## samples per second of shard writers; what the step layer adds to a plain loop
+	$(BIN)/python benchmarks/write.py --peers $(PEERS)/bin/python
+
+interop: peers  ## Energon, webdataset, Ray Data and HF datasets read our corpora and find the same records
+	$(PEERS)/bin/python benchmarks/interop.py
+
+peers: $(PEERS)/.ready  ## what ours is measured beside, in an environment of its own that looks into ours for the rest
+
+$(PEERS)/.ready: benchmarks/peers.txt $(READY)
+	test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib")); print("$(CURDIR)")' \
+		> $$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/interlace.pth
+	$(PEERS)/bin/pip install --disable-pip-version-check --quiet --no-deps -r benchmarks/peers.txt
+	touch $@
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -42,4 +65,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(PEERS) runs

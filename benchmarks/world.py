@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -55,24 +54,23 @@ def main() -> None:
     print(f"{data}: {write(data)}", flush=True)
     place = Place(root=root, roots=Roots.parse([str(data)]), workers=2)
     chosen = [given.only] if given.only else ["transfusion", "metamorph"]
-    trained: dict[str, tuple[Path, float]] = {}
+    trained: dict[str, Path] = {}
     with cluster(place):
         opened = plan.build(world.mixture(), place)
         for name in chosen:
             for training in _trainings(name):
-                start = time.monotonic()
-                run = runs.train(training, place, recipe_name=f"world:{training.name.removeprefix('world-')}")
-                trained[training.name.removeprefix("world-")] = (run, time.monotonic() - start)
+                kind = training.name.removeprefix("world-")
+                trained[kind] = runs.train(training, place, recipe_name=f"world:{kind}")
     torch.set_num_threads(2)
     pictures, questions = (BuiltCorpus(member.corpus) for member in opened[:2])
     judge, sure = _judge(pictures)
     rows = {}
     asked = Asked(answer="picture", guidance=given.guidance, steps=given.steps)
     for name in chosen:
-        run, seconds = trained[name]
-        drawn = _drawn(run, trained["visualizer"][0] if name == "metamorph" else None, asked)
+        run = trained[name]
+        drawn = _drawn(run, trained["visualizer"] if name == "metamorph" else None, asked)
         _sheet(drawn[::EACH]).save(root / f"world-{name}.png")
-        row = {"minutes of training": seconds / 60, **_judged(judge, drawn), "classifier": sure}
+        row = {"minutes of steps": _minutes(run), **_judged(judge, drawn), "classifier": sure}
         if name == "metamorph":
             row["questions"] = _answered(run, questions)
         rows[name] = row
@@ -82,6 +80,12 @@ def main() -> None:
 
 def _trainings(name: str) -> tuple:
     return (world.transfusion(),) if name == "transfusion" else (world.visualizer(), world.metamorph())
+
+
+def _minutes(run: Path) -> float:
+    """What the steps of a run took, each once, however often it was cut off."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return sum({line["step"]: line["seconds"] for line in lines}.values()) / 60
 
 
 def _pixels(image: Image.Image) -> Tensor:

@@ -1,6 +1,7 @@
 """The command: `interlace VERB ...`. Words become values, relative paths absolute ones, errors one line.
 
-Exit codes: 0 done; 1 it ran and the answer is no (check, verify); 2 what was asked cannot be done; 130 interrupted.
+Exit codes: 0 done; 1 it ran and the answer is no (check, verify, status, diff); 2 what was asked cannot be done;
+130 interrupted.
 Heavy imports happen inside the verbs that need them: `list`, `show` and `--help` load neither torch nor ray.
 """
 
@@ -18,7 +19,7 @@ from dataflow.mixture import Mixture
 from dataflow.roots import Roots
 from pipelines import recipe
 from pipelines.corpus import Checked, Corpus
-from pipelines.step import HOUSE, Place
+from pipelines.step import HOUSE, Place, one_line
 from pipelines.training import Training
 
 
@@ -36,10 +37,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = 0
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        print(f"interlace: {_one_line(error)}{notes}", file=sys.stderr)
+        print(f"interlace: {one_line(error)}{notes}", file=sys.stderr)
         code = 2
     except Exception as error:  # noqa: BLE001  whatever a recipe or a damaged file brings about, it is told in a line
-        print(f"interlace: {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
+        print(f"interlace: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interlace: interrupted; the same command goes on from here", file=sys.stderr)
@@ -79,20 +80,66 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--rehash", action="store_true", help="build again although index files look the same: pictures changed or came"
     )
+    build.add_argument(
+        "--explain", action="store_true", help="say what would be built, what linked and why, and build nothing"
+    )
     _cluster(build)
 
     verify = _verb(verbs, "verify", _verify, "hash a built corpus again; exit 1 names what differs")
     verify.add_argument("folder", type=_path, metavar="DIR", help="a folder under ROOT/corpora")
+
+    status = _verb(verbs, "status", _status, "what lies under a root: finished, running, interrupted, failed and why")
+    _root(status)
+
+    unused = _verb(verbs, "gc", _gc, "what under a root nothing refers to any more; removes it when told to")
+    _root(unused)
+    unused.add_argument("--delete", action="store_true", help="remove it; without this nothing is touched")
+
+    compared = _verb(verbs, "diff", _diff, "compare two corpora or selections; exit 1 when their records differ")
+    compared.add_argument("before", type=_path, metavar="A", help="a folder under ROOT/corpora or ROOT/selections")
+    compared.add_argument("after", type=_path, metavar="B", help="another")
+    compared.add_argument("--page", type=_path, metavar="FILE", help="write it as a page too, with examples")
 
     export = _verb(verbs, "export-corpus", _export, "write a built corpus as the rows that another trainer reads")
     export.add_argument("folder", type=_path, metavar="C", help="a folder under ROOT/corpora")
     export.add_argument("--format", choices=("metamorph-jsonl",), required=True, help="MetaMorph's one merged JSONL")
     export.add_argument("--out", type=_path, metavar="DIR", help="new or empty (default: ROOT/exports/C)")
 
+    model = _verb(
+        verbs, "export-model", _export_model, "write a run as what transformers and diffusers open without us"
+    )
+    model.add_argument("folder", type=_path, metavar="RUN", help="a folder under ROOT/trainings")
+    model.add_argument("--out", type=_path, metavar="DIR", help="not there yet (default: RUN/exported)")
+
+    taken = _verb(verbs, "import-model", _import_model, "make a run of what an upstream trainer saved")
+    taken.add_argument(
+        "folder", type=_path, metavar="DIR", help="what the trainer wrote: weights by name, in one folder"
+    )
+    taken.add_argument(
+        "--as", dest="recipe", required=True, metavar="RECIPE", help="a training of the same architecture"
+    )
+    taken.add_argument(
+        "--format",
+        choices=("metamorph", "metaquery", "openuni", "llava"),
+        help="which trainer's; by default the names of the tensors tell",
+    )
+    _set(taken)
+    _root(taken)
+
     planned = _verb(verbs, "plan", _plan, "parameters of a training, and the memory they take at every ZeRO stage")
     _recipe(planned)
     planned.add_argument("--nodes", type=_count, default=1, help="machines (1)")
     planned.add_argument("--gpus", type=_count, default=8, help="of each machine (8)")
+
+    measure = _verb(verbs, "measure", _measure, "encode the pictures that a training reads, once for all trainings")
+    _recipe(measure)
+    _data(measure)
+    _root(measure)
+    _workers(measure)
+    measure.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="what features are kept in"
+    )
+    _cluster(measure)
 
     train = _verb(verbs, "train", _train, "train a recipe on built corpora; the same command resumes")
     _recipe(train)
@@ -157,6 +204,10 @@ def _recipe(verb: argparse.ArgumentParser) -> None:
         help="module:function or path/to/file.py:function, with arguments as in 'mixtures:unlock(generation=5000)'; "
         "`interlace list` shows the house's",
     )
+    _set(verb)
+
+
+def _set(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--set", dest="assignments", action="append", default=[], metavar="FIELD=VALUE", help="change a field, by path"
     )
@@ -226,7 +277,7 @@ def _check(options: argparse.Namespace, words: list[str]) -> int:
         try:
             checked.append(corpus.check(each, place, rows=options.rows))
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            print(f"{each.name}: {_one_line(error)}", file=sys.stderr, flush=True)
+            print(f"{each.name}: {one_line(error)}", file=sys.stderr, flush=True)
             wrong += 1
             continue
         wrong += _say_checked(checked[-1], checked[-1].stops(each))
@@ -272,6 +323,13 @@ def _build(options: argparse.Namespace, words: list[str]) -> int:
     mixture = value.mixture if isinstance(value, Training) else value
     if isinstance(mixture, Mixture):
         _all_there(mixture, place)
+    if options.explain:
+        from pipelines import explain
+
+        held = mixture if isinstance(mixture, Mixture) else _wanted(mixture, Corpus, options)
+        for line in explain.lines(held, place, rehash=options.rehash):
+            print(line)
+    elif isinstance(mixture, Mixture):
         for opened in plan.build(mixture, place, rehash=options.rehash):
             print(opened.corpus)
     else:
@@ -296,10 +354,66 @@ def _verify(options: argparse.Namespace, words: list[str]) -> int:
     return 1 if wrong else 0
 
 
+def _status(options: argparse.Namespace, words: list[str]) -> int:
+    from pipelines import status
+
+    found = list(status.works(options.root))
+    for line in status.lines(found):
+        print(line)
+    return 1 if any(work.state == "failed" for work in found) else 0
+
+
+def _gc(options: argparse.Namespace, words: list[str]) -> int:
+    from pipelines import gc
+
+    found = gc.unreferenced(options.root)
+    for line in gc.lines(found, options.root):
+        print(line)
+    if options.delete:
+        gc.delete(found, options.root)
+        print("removed")
+    elif found:
+        print("nothing was touched: --delete removes them")
+    return 0
+
+
+def _diff(options: argparse.Namespace, words: list[str]) -> int:
+    from pipelines import diff
+
+    found = diff.compare(options.before, options.after)
+    for line in diff.lines(found):
+        print(line)
+    if options.page is not None:
+        print(diff.page(found, options.page))
+    return 0 if found.equal else 1
+
+
 def _export(options: argparse.Namespace, words: list[str]) -> int:
     from pipelines import export
 
     print(export.metamorph_jsonl(options.folder, options.out or export.beside(options.folder)))
+    return 0
+
+
+def _export_model(options: argparse.Namespace, words: list[str]) -> int:
+    from pipelines import model_export
+
+    out = options.out or options.folder / "exported"
+    for line in model_export.table(model_export.export(options.folder, out)):
+        print(line)
+    print(out)
+    return 0
+
+
+def _import_model(options: argparse.Namespace, words: list[str]) -> int:
+    training = _wanted(_value(options), Training, options)
+    from pipelines import model_import
+
+    done = model_import.imported(
+        options.folder, training, options.root, recipe_name=options.recipe, kind=options.format
+    )
+    for line in done.lines():
+        print(line)
     return 0
 
 
@@ -309,6 +423,17 @@ def _plan(options: argparse.Namespace, words: list[str]) -> int:
 
     for line in parameters.page(training, nodes=options.nodes, gpus=options.gpus):
         print(line)
+    return 0
+
+
+def _measure(options: argparse.Namespace, words: list[str]) -> int:
+    training = _wanted(_value(options), Training, options)
+    if options.cluster or options.dry_run:
+        return _submit(options, words)
+    from pipelines import features
+
+    for folder in features.measure(training, _place(options), dtype=options.dtype):
+        print(folder)
     return 0
 
 
@@ -418,14 +543,14 @@ def _wanted(value: Any, kind: type, options: argparse.Namespace) -> Any:
 def _corpora(value: Any) -> list[Corpus]:
     mixture = value.mixture if isinstance(value, Training) else value
     if isinstance(mixture, Mixture):
-        return [member.corpus for member in mixture.members]
+        return list(mixture.corpora)
     return [mixture] if isinstance(mixture, Corpus) else []
 
 
 def _all_there(mixture: Mixture, place: Place) -> None:
     """Fail on the first source without a folder before anything is built."""
-    for member in mixture.members:
-        place.roots.source(member.corpus.source.name)
+    for each in mixture.corpora:
+        place.roots.source(each.folder)
 
 
 def _place(options: argparse.Namespace) -> Place:
@@ -457,12 +582,6 @@ def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0")
     return int(text)
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

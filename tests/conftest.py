@@ -33,6 +33,7 @@ WORLD = mini.Sizes(
     omniedit=12,
     metaquery_instruct=12,
     sharegpt4video=4,
+    mmc4=12,
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflow import adopt, index
-from dataflow.build import ShardJob, read_receipt, receipt_path, splits
+from dataflow.build import ShardJob, read_receipt, receipt_path, splits, sweep
 from dataflow.index import BuiltCorpus
 from dataflow.roots import Roots
 
@@ -48,6 +48,5 @@ def build(
         max_dropped=max_dropped,
         max_missing=max_missing,
     )
-    for leftover in folder.glob(".*"):
-        leftover.unlink()
+    sweep(folder)
     return BuiltCorpus(folder)

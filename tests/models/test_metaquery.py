@@ -638,5 +638,5 @@ def test_models_of_the_paper_build_on_the_meta_device(recipe: str, frozen: float
 def test_every_recipe_can_be_described() -> None:
     from pipelines.recipes import metaquery
 
-    for name in ("base_sd15", "large_sana", "xl_sd15", "edit", "instruct", "frames", "onegpu", "tiny"):
+    for name in ("base_sd15", "large_sana", "xl_sd15", "edit", "frames", "onegpu", "tiny"):
         assert getattr(metaquery, name)().name == f"metaquery-{name.replace('_', '-')}"

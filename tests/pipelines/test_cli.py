@@ -101,7 +101,7 @@ def test_check_reads_rows_and_tells_what_would_be_dropped(world: Path, tmp_path:
         assert read == sum(outcomes), name
     assert "cambrian: 300 rows read: 296 kept, 0 filtered, 3 corrupt, 1 missing" in said
     assert "1 picture but 2 <image> in the text  (jsons/Cambrian7M_withsystemprompt.jsonl row 51)" in said
-    assert "17 of 17 sources: " in said
+    assert "18 of 18 sources: " in said
     assert not list(tmp_path.iterdir())
 
 
@@ -174,8 +174,8 @@ def test_any_number_of_workers_writes_the_same_bytes(
     interlace("build", "mixtures:mini", "--data", world, "--root", tmp_path, "--workers", "1")
     for folder in sorted((built / "corpora").glob("*-*")):
         other = tmp_path / "corpora" / folder.name
-        for path in sorted(folder.iterdir()):
-            assert (other / path.name).read_bytes() == path.read_bytes(), path
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            assert (other / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
 
 
 def test_data_may_lie_apart_and_paths_are_taken_from_where_one_stands(

@@ -16,6 +16,7 @@ from dataflow.record import GROUPS
 from dataflow.roots import Roots
 from pipelines import recipe
 from pipelines.corpus import Corpus
+from pipelines.derived import Derived
 from pipelines.recipe import describe
 from pipelines.recipes import corpora
 
@@ -25,7 +26,9 @@ DECODED = {
     f"corpora:{name}"
     for name in ("videostar", "sharegptvideo", "sharegpt4video", "something_something", "howto100m", "aurora")
 }
-NAMES = [name for name, _ in recipe.listing() if name.startswith("corpora:")]
+NAMES = [
+    name for name, _ in recipe.listing() if name.startswith("corpora:") and not isinstance(recipe.load(name), Derived)
+]
 
 
 def built(corpus: Corpus, data: Path, folder: Path) -> BuiltCorpus:

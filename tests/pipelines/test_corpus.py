@@ -9,15 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 from ray import cloudpickle
 
-from dataflow import index, readers
+from dataflow import index, readers, shards
 from dataflow.build import receipt_path
 from dataflow.index import BuiltCorpus
 from dataflow.roots import Roots
@@ -46,7 +46,8 @@ def _place(root: Path, data: Path) -> Place:
 
 def _bytes(folder: Path) -> dict[str, str]:
     """Digest of every file but the manifest's."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,17 @@ def test_a_second_build_does_nothing_and_other_roots_get_the_same_bytes(tmp_path
     assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == written
     other = corpus.build(_cambrian(), _place(tmp_path / "b", world))
     assert _bytes(other) == _bytes(first)
-    assert [path.name for path in first.parent.iterdir() if path.name.startswith(".")] == [".building"]
+    hidden = sorted(path.name for path in first.parent.iterdir() if path.name.startswith("."))
+    assert hidden == [".building", ".inputs"]
     assert not [path for path in (first.parent / ".building").iterdir() if path.is_dir()]
+
+
+def test_ray_data_reads_the_shards_as_we_do(tmp_path: Path, world: Path) -> None:
+    built = BuiltCorpus(corpus.build(_cambrian(), _place(tmp_path, world)))
+    rows = ray.data.read_webdataset(sorted(map(str, built.folder.glob("*.tar"))), decoder=None).take_all()
+    found = {row["__key__"]: {name: value for name, value in row.items() if isinstance(value, bytes)} for row in rows}
+    assert len(rows) == len(built)
+    assert found == {record.key: shards.members(record) for record in map(built.record, range(len(built)))}
 
 
 def test_the_miniature_corpus_is_what_it_was(tmp_path: Path, world: Path) -> None:
@@ -228,21 +238,6 @@ def test_a_second_builder_is_refused_by_name(tmp_path: Path, world: Path) -> Non
             corpus.build(_cambrian(), place)
         holder.communicate("")
     assert corpus.build(_cambrian(), place).is_dir()
-
-
-def test_a_killed_driver_costs_nothing_and_the_bytes_are_the_same(tmp_path: Path, world: Path) -> None:
-    whole = corpus.build(_cambrian(), _place(tmp_path / "whole", world))
-    words = ["build", "corpora:cambrian", "--set", "rows_per_shard=50", "--data", str(world), "--root", str(tmp_path)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "pipelines", *words], stdout=subprocess.DEVNULL, start_new_session=True
-    ) as driver:
-        work = tmp_path / "corpora" / ".building" / whole.name
-        deadline = time.monotonic() + 60
-        while not any(work.glob(".*.receipt.json")) and driver.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)  # until the first shard is there
-        os.killpg(driver.pid, signal.SIGKILL)
-    after = corpus.build(_cambrian(), _place(tmp_path, world))
-    assert _bytes(after) == _bytes(whole)
 
 
 def _die(shared: str, item: int) -> None:

@@ -24,6 +24,7 @@ CHATS = {
     "image_editing": [("user", [0, "redder"]), ("assistant", [1])],
     "visual_thinking": [("user", [0, "Where?"]), ("assistant", ["Look: ", 1, "there"])],
     "text_document": [("assistant", ["Once é"])],
+    "interleaved_document": [("assistant", ["Hi", 0, 1, "A cat\nand a dog"])],
 }
 PLAIN = {
     "image_qa": "<|begin_of_text|><boi>[drawn 0: 4]<eoi>What is it?\n{A cat<|end_of_text|>}",
@@ -34,6 +35,9 @@ PLAIN = {
         "<|begin_of_text|><boi>[drawn 0: 4]<eoi>Where?\n{Look: <boi>[drawn 1: 4]}<eoi>{there<|end_of_text|>}"
     ),
     "text_document": "<|begin_of_text|>{Once é<|end_of_text|>}",
+    "interleaved_document": (
+        "<|begin_of_text|>{Hi<boi>[drawn 0: 4]}<eoi>{<boi>[drawn 1: 4]}<eoi>{A cat\nand a dog<|end_of_text|>}"
+    ),
 }
 _USER = "<|start_header_id|>user<|end_header_id|>\n"
 _ASSISTANT = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n"

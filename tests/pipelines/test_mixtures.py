@@ -218,11 +218,12 @@ def test_the_visualizer_shares_no_picture_with_what_is_generated(world: Path, tm
 def test_mini_holds_every_source_and_mini_metamorph_what_it_learns_from(world: Path, tmp_path: Path) -> None:
     whole, learned = mixtures.mini(), mixtures.mini_metamorph()
     assert sorted(names(whole)) == sorted(folder.name for folder in world.iterdir() if folder.is_dir())
-    assert sorted([*names(learned), "text"]) == sorted(names(whole))
+    documents = {"text", "mmc4"}
+    assert sorted([*names(learned), *documents]) == sorted(names(whole))
     for member in whole.members:
         tasks = set(built(member.corpus, world, tmp_path).tasks)
         assert tasks
-        assert (tasks <= set(MetaMorph.tasks)) == (member.corpus.name != "text")
+        assert (tasks <= set(MetaMorph.tasks)) == (member.corpus.name not in documents)
 
 
 # --- on built corpora

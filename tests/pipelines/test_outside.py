@@ -160,7 +160,13 @@ def test_a_lab_builds_and_trains_from_its_own_file(lab: Path, interlace: Interla
 
 
 def test_the_source_that_the_readme_adds_builds(lab: Path, interlace: Interlace) -> None:
-    block = (HOUSE / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    block = (
+        (HOUSE / "README.md")
+        .read_text()
+        .partition("**A source** is")[2]
+        .partition("```python\n")[2]
+        .partition("```")[0]
+    )
     (lab / "lab.py").write_text(block)
     said = interlace("build", "lab.py:captions", "--data", f"captions={lab / 'pictures'}", "--root", "out", cwd=lab)
     assert "10 rows, 10 records kept" in said.stdout
