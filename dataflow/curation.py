@@ -181,7 +181,8 @@ def lines(manifest: dict[str, Any]) -> Iterator[str]:
     yield f"{taken} of {before} records taken out"
     for name, each in manifest["counts"].items():
         if each["taken_out"]:
-            yield f"  {name}: {each['taken_out']} of {each['before']}"
+            none = "" if each["used"] else ": none is left, a mixture that counts on it will not train"
+            yield f"  {name}: {each['taken_out']} of {each['before']}{none}"
     for reason in manifest["reasons"]:
         kind = "out" if reason["outcome"] == "out" else "found, in use"
         yield f"  {reason['records']} {kind}: {reason['example']}  ({reason['key']})"

@@ -25,7 +25,7 @@ PUBLISHED = (  # the column of docs/corpora.md, which says where each is
     Licence(source="aurora", named="MIT, parts vary"),
     Licence(source="cambrian", named="apache-2.0, parts vary"),
     Licence(source="cambrian_alignment", named="apache-2.0, parts vary"),
-    Licence(source="captions", named="CC12M: free use"),
+    Licence(source="captions", named="the set's"),
     Licence(source="howto100m", named="none stated"),
     Licence(source="instruct_pix2pix", named="not stated; repository MIT"),
     Licence(source="llava", named="CC-BY-4.0 (unverified); apache-2.0"),
@@ -49,8 +49,8 @@ class Licensed:
     """A licence profile: corpora under other licences are out of use, and a mixture that counts on one stops.
 
     allowed: licences by the words of `stated`. stated: of every source, by its name; the last word on one counts, so
-    what you brought yourself is `(*PUBLISHED, Licence(source="captions", named="CC0"))`. A source of which nothing is
-    stated is out of use.
+    what you brought yourself, "the set's", is `(*PUBLISHED, Licence(source="captions", named="CC0"))`. A source of
+    which nothing is stated is out of use.
 
     Raises:  ValueError: a licence that no source has.
     """

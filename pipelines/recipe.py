@@ -151,7 +151,11 @@ def override(value: Any, assignments: list[str]) -> Any:
 def nearest(name: str, known: Any) -> str:
     """A hint with the nearest of the known names, for the end of an error."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; it has {', '.join(list(known)[:20]) or 'nothing'}"
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    names = list(known)
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"; it has {', '.join(names[:20]) or 'nothing'}{more}"
 
 
 def _module(name: str) -> types.ModuleType:

@@ -51,6 +51,10 @@ def write(page: Path, folders: Sequence[Path], *, pictures: Sequence[tuple[str, 
     for folder in folders:
         if (folder / "verdicts.parquet").is_file():
             curations.append(_undamaged(_curation, folder))
+        elif (folder / "selection.parquet").is_file():
+            raise ValueError(
+                f"{folder} is a member's selection, without reasons to show: `interlace diff` compares two"
+            )
         elif (folder / "manifest.json").is_file():
             corpora.append(_undamaged(_corpus, folder))
         elif (folder / "recipe.json").is_file():

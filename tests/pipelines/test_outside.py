@@ -170,3 +170,17 @@ def test_the_source_that_the_readme_adds_builds(lab: Path, interlace: Interlace)
     (lab / "lab.py").write_text(block)
     said = interlace("build", "lab.py:captions", "--data", f"captions={lab / 'pictures'}", "--root", "out", cwd=lab)
     assert "10 rows, 10 records kept" in said.stdout
+
+
+def test_the_curation_that_the_readme_shows_is_a_mixture(lab: Path, interlace: Interlace) -> None:
+    block = (HOUSE / "README.md").read_text().partition("### Curating a mixture")[2]
+    (lab / "curated.py").write_text(block.partition("```python\n")[2].partition("```")[0])
+    shown = json.loads(interlace("show", "curated.py:curated", cwd=lab).stdout)
+    assert [rule["is"].partition(":")[2] for rule in shown["value"]["curation"]] == [
+        "Licensed",
+        "Duplicates",
+        "Leakage",
+        "Above",
+        "MetaClipBalance",
+    ]
+    assert shown["recipe_keys"].keys() == {"cambrian", "mmbench"}
