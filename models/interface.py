@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -127,6 +128,14 @@ class Asked:
     image_guidance: float = 1.5
     steps: int = 50
     max_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"steps={self.steps}: of denoising there are 1 to 1000")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens}: of an answer, from 1")
+        if not (isfinite(self.guidance) and isfinite(self.image_guidance)):
+            raise ValueError(f"guidance={self.guidance}, image_guidance={self.image_guidance}: finite numbers")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,6 +179,9 @@ class FileTokenizer:
             raise ValueError(f"{file} lacks {', '.join(missing)}: give weights of its family, or name their template")
         # a caption that spells "<|eot_id|>" must stay text
         self._tokenizer.encode_special_tokens = True
+        spelled = [name for name in controls if self._control[name] in self.encode(name)]
+        if spelled:
+            raise ValueError(f"{file} does not mark {spelled[0]} as special, so that any text could spell it: mark it")
         self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:

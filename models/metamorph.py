@@ -27,7 +27,7 @@ from models.layout import Answer as Kind
 from models.layout import ChatLayout, Document, Turns
 from models.parts import vocabulary
 from models.sequence import blocks, mask, picture_places, prompted
-from models.transformer import LanguageModel, Speaking, best, evaluating, language_model
+from models.transformer import LanguageModel, Speaking, best, evaluating, language_model, roomy
 from models.vision import VisionEncoder
 
 
@@ -124,6 +124,7 @@ class MetaMorphArchitecture:
         """See `interface.Architecture`; pictures are predicted tokens, which a visualizer's run paints."""
         layout = self.config.layout()
         document = layout.prompt(turns, task=task, key=key, answer=asked.answer)
+        asked = roomy(asked, len(document), self.module.backbone)
         batch = prompted(document, pictures, self.config.seen, None).to(self.module.marks_in.device)
         return generate(self, layout, document, self.encode(batch), answer=asked.answer, max_tokens=asked.max_tokens)
 

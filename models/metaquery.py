@@ -35,7 +35,7 @@ from models.layout import Document, MetaQueryLayout, Slot, Turns
 from models.multimodal import LanguageModel, Tower, model_of, parts_of, places
 from models.parts import Pixels, Pretrained, QwenVL
 from models.sequence import batched, blocks, mask, picture_places, prompted, sides
-from models.transformer import evaluating
+from models.transformer import evaluating, roomy
 from models.views import Cut
 from models.vision import CanvasEncoder, Gaussian, Leaf
 
@@ -344,6 +344,7 @@ class MetaQueryArchitecture:
         kind = "picture" if paints else "text"
         sizes = [picture.size for picture in pictures]
         document = layout.prompt(turns, task=task, key=key, answer=kind, sizes=sizes)
+        asked = roomy(asked, len(document), self.module.backbone)
         with torch.no_grad(), evaluating(self.module):
             if paints:
                 return Answered(parts=(self.painted(document, pictures, asked),))

@@ -68,8 +68,12 @@ class Llama:
     def __post_init__(self) -> None:
         if self.tokenizer is not None and self.vocabulary is None:
             raise ValueError(f"{self}: a tokenizer of files needs its rows spelled out, give vocabulary")
-        if min(self.width, self.layers, self.heads, self.kv_heads, self.ffn) < 1:
+        if min(self.width, self.layers, self.heads, self.kv_heads, self.ffn, self.max_positions) < 1:
             raise ValueError(f"{self}: sizes are 1 or more")
+        if self.vocabulary is not None and self.vocabulary < 1:
+            raise ValueError(f"{self}: a vocabulary has 1 row or more")
+        if not (0 < self.rope_theta < float("inf") and 0 < self.norm_eps < 1):
+            raise ValueError(f"{self}: rope_theta is over 0 and finite, norm_eps between 0 and 1")
         if self.width % self.heads or self.heads % self.kv_heads:
             raise ValueError(f"{self}: heads must divide width, and kv_heads divide heads")
 
@@ -133,6 +137,8 @@ class UNet:
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"  # Stable Diffusion 1.5 predicts epsilon
 
     def __post_init__(self) -> None:
+        if min(*self.channels, self.layers_per_block, self.condition_width, self.heads, self.picture) < 1:
+            raise ValueError(f"{self}: sizes are 1 or more")
         if len(self.channels) != len(self.attends) or self.picture % 2 ** (len(self.channels) - 1):
             raise ValueError(f"{self}: attends has a value per scale, and every scale but the first halves the picture")
 
@@ -231,6 +237,8 @@ class UNetCoder:
     def __post_init__(self) -> None:
         if not self.channels or len(self.channels) != len(self.attends):
             raise ValueError(f"{self}: attends has a value per scale")
+        if min(*self.channels, self.layers_per_block, self.head_width, self.groups) < 1:
+            raise ValueError(f"{self}: sizes are 1 or more")
         if any(width % self.groups or width % self.head_width for width in self.channels):
             raise ValueError(f"{self}: groups and head_width divide the channels")
 
@@ -419,6 +427,13 @@ class Sana:
     shift: float = 3.0  # diffusers' scripts/convert_sana_to_diffusers.py
     gain: float = 5.5**0.5  # models/model.py of facebookresearch/metaquery
 
+    def __post_init__(self) -> None:
+        sizes = self.network.sizes if isinstance(self.network, Pretrained) else self.network
+        if isinstance(sizes, SanaTransformer) and self.canvas.cells % sizes.patch:
+            raise ValueError(f"a canvas of {self.canvas.cells} cells a side has no whole patches of {sizes.patch}")
+        if self.shift <= 0 or self.gain <= 0:
+            raise ValueError(f"shift={self.shift}, gain={self.gain}: both are over 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StableUNet:
@@ -448,6 +463,10 @@ class Connector:
     order: Literal["enc_proj", "proj_enc"] = "enc_proj"  # table 3, arXiv:2504.06256
     head_width: int = 64
     init: float = 0.014  # this and head_width: models/model.py of facebookresearch/metaquery
+
+    def __post_init__(self) -> None:
+        if min(self.layers, self.head_width) < 1 or self.init < 0:
+            raise ValueError(f"{self}: layers and head_width are 1 or more, init is not under 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -400,7 +400,7 @@ def _typed(weights: Pretrained, types: tuple[str, ...], wanted: str) -> tuple[Pa
     place = folder(weights)
     try:
         found = json.loads((place / "config.json").read_bytes()).get("model_type")
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{place} holds no readable config.json: give a folder in the hub's layout") from error
     if found not in types:
         raise ValueError(f"{place} holds a model of type {found!r}, not {wanted} ({', '.join(types)}): choose another")
@@ -408,15 +408,37 @@ def _typed(weights: Pretrained, types: tuple[str, ...], wanted: str) -> tuple[Pa
 
 
 def _loaded(kind: Any, place: Path, **options: Any) -> Any:
-    """`kind.from_pretrained`, strict about what is missing."""
+    """`kind.from_pretrained`, strict about what is missing, what is too much, and where files lie."""
+    _inside(place / options.get("subfolder", ""))
     try:
         model, report = kind.from_pretrained(place, output_loading_info=True, **options)
     except OSError as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{place} holds no weights for {kind.__name__} ({reason}): download it again") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{place} lacks {len(missing)} weights of {kind.__name__}, first {missing[0]}: download it again"
-        )
+    except (RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError, ValueError) as error:
+        # the libraries' own words for files that do not read, sizes that disagree, values that are none
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{place} holds no sound {kind.__name__} ({reason}): download it again") from error
+    for fault, names in (("lacks", report["missing_keys"]), ("has other shapes for", report["mismatched_keys"])):
+        if names:
+            first = min(map(str, names))
+            raise ValueError(
+                f"{place} {fault} {len(names)} weights of {kind.__name__}, first {first}: download it again"
+            )
+    layers = [name for name in report["unexpected_keys"] if ".layers." in name and ".rotary_emb." not in name]
+    if layers and kind.__name__.endswith("CausalLM"):
+        beyond = f"{len(layers)} weights beyond its config.json, first {min(layers)}"
+        raise ValueError(f"{place} holds {beyond}: it would be cut short; download it again")
     return model
+
+
+def _inside(place: Path) -> None:
+    """ValueError where an index of weights names a file elsewhere."""
+    for index in place.glob("*.index.json"):
+        try:
+            files = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{index} does not read ({error!r}): download it again") from None
+        for file in files:
+            if not isinstance(file, str) or file != Path(file).name:
+                raise ValueError(f"{index} names {str(file)[:80]!r}, a file elsewhere: download it again")

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from models import pretrained
+from models.interface import Asked
 from models.layout import ByteTokenizer
 from models.parts import Llama, Pretrained
 
@@ -55,6 +64,17 @@ class Speaking(nn.Module):
 def mean_rows(matrix: Tensor, size: int) -> nn.Parameter:
     """Two trainable rows at the mean of the tokenizer's rows: float[2, D], initialize_vision_tokenizer at 0b13deb."""
     return nn.Parameter(matrix.detach()[:size].mean(dim=0, keepdim=True).repeat(2, 1))
+
+
+def roomy(asked: Asked, tokens: int, backbone: PreTrainedModel) -> Asked:
+    """What is asked, with no more text than the model has positions for after a prompt of so many tokens.
+
+    Raises: ValueError: the prompt alone takes them all.
+    """
+    positions = backbone.config.max_position_embeddings
+    if tokens >= positions:
+        raise ValueError(f"the prompt takes {tokens} tokens, the language model has {positions} positions: shorten it")
+    return replace(asked, max_tokens=min(asked.max_tokens, positions - tokens))
 
 
 def language_model(backbone: Llama | Pretrained, tokenizer_size: int) -> LanguageModel:

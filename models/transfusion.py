@@ -39,7 +39,7 @@ from models.interface import Answered, Asked, Batch, Care, Draw, Losses, Measure
 from models.layout import PlainLayout, Turns
 from models.parts import vocabulary
 from models.sequence import blocks, hidden, mask, picture_places, prompted, sees
-from models.transformer import LanguageModel, Speaking, best, evaluating, language_model
+from models.transformer import LanguageModel, Speaking, best, evaluating, language_model, roomy
 from models.vision import CanvasEncoder, Gaussian
 
 
@@ -176,6 +176,7 @@ class TransfusionArchitecture:
         layout = self.config.layout()
         sizes = [picture.size for picture in pictures]
         document = layout.prompt(turns, task=task, key=key, answer=asked.answer, sizes=sizes)
+        asked = roomy(asked, len(document), self.module.backbone)
         batch = prompted(document, pictures, self.config.seen, self.config.drawn).to(self.module.marks_in.device)
         with torch.no_grad(), evaluating(self.module):
             return _Teller(self, layout, asked).told(batch)

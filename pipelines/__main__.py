@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -160,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
         "--visualizer", type=_path, metavar="RUN", help="the run that paints; by default found beside it"
     )
     sample.add_argument("--seed", type=int, default=0, help="of the paint's noise (0)")
-    sample.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance of the paint (2.0)")
+    sample.add_argument("--guidance", type=_finite, default=2.0, help="classifier-free guidance of the paint (2.0)")
     sample.add_argument("--steps", type=_count, default=50, help="denoising steps of the paint (50)")
     sample.add_argument("--max-tokens", type=_count, default=128, help="longest answer (128)")
 
@@ -447,14 +448,24 @@ def _train(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
+def _prompts(options: argparse.Namespace) -> list[str]:
+    try:
+        if options.prompts is not None:
+            return options.prompts.read_bytes().decode().split("\n")
+        options.prompt.encode()
+        return [options.prompt]
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
+        told = "PROMPT" if options.prompts is None else f"--prompts {options.prompts}"
+        raise ValueError(f"{told} is not UTF-8 ({error.reason} at {error.start}): save it as UTF-8") from None
+
+
 def _sample(options: argparse.Namespace, words: list[str]) -> int:
     if (options.prompt is None) == (options.prompts is None):
         raise ValueError("sample wants a PROMPT or --prompts FILE, one of them")
     from models.interface import Asked
     from pipelines import sample
 
-    lines = [options.prompt] if options.prompts is None else options.prompts.read_text().splitlines()
-    prompts = [line for line in lines if line.strip()]
+    prompts = [line for line in _prompts(options) if line.strip()]
     if not prompts:
         raise ValueError("there is no prompt: give some words, or a file with a prompt per line")
     settings = Asked(
@@ -573,9 +584,19 @@ def _file(text: str) -> Path:
 
 
 def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
+    if not (text.isascii() and text.isdigit() and len(text) < 16) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a whole number from 1, of 15 digits at most")
     return int(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not abs(number) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a number from -1000 to 1000")
+    return number
 
 
 def _number(text: str) -> int:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -109,7 +109,12 @@ def weights(folder: Path) -> dict[str, Tensor]:
     Raises:  ValueError when the folder is no checkpoint of this format or the file is not what was written.
     """
     _sound_record(folder, "parameters.safetensors")
-    return load_file(folder / "parameters.safetensors")
+    try:
+        return load_file(folder / "parameters.safetensors")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{folder / 'parameters.safetensors'} does not read ({error}): take another step's folder"
+        ) from None
 
 
 def write(folder: Path, tensors: Mapping[str, tuple[int, ...]], values: Iterable[Tensor]) -> str:
@@ -156,8 +161,13 @@ def begin(run: Path, module: nn.Module) -> tuple[str, frozenset[str]]:
     """
     if not (run / "start.json").is_file():
         return "", frozenset()
-    begun = json.loads((run / "start.json").read_bytes())
-    earlier = Path(begun["run"])
+    try:
+        begun = json.loads((run / "start.json").read_bytes())
+        earlier = Path(begun["run"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{run / 'start.json'} is damaged ({error!r}): restore it") from None
+    if earlier.resolve() == run.resolve():
+        raise ValueError(f"{run / 'start.json'} says that the run starts from itself: restore it")
     if not earlier.is_dir():
         raise ValueError(f"{run.name} starts from {earlier}, which is gone: put it back, or name it in start.json")
     if "weights" in begun and digest(earlier) != begun["weights"]:
@@ -198,8 +208,15 @@ def _newest(run: Path) -> Path:
 
 
 def latest(checkpoints: Path) -> Path | None:
-    """The newest checkpoint with a sound state.json, or None. Half-written folders do not count."""
-    return max(_sound(checkpoints), key=_number, default=None)
+    """The newest checkpoint with a sound state.json, or None; says which newer ones are damaged and passed over."""
+    newest = max(_sound(checkpoints), key=_number, default=None)
+    for folder in sorted(checkpoints.glob("step-*")):
+        newer = newest is None or (folder.name.removeprefix("step-").isdecimal() and _number(folder) > _number(newest))
+        if newer and folder != newest:
+            print(
+                f"{folder} is damaged (state.json, or a file's size) and passed over: restore or remove it", flush=True
+            )
+    return newest
 
 
 def prune(checkpoints: Path, keep: int) -> None:
@@ -416,7 +433,8 @@ def _sound_record(folder: Path, *names: str) -> dict[str, Any]:
     for name in names or record["files"]:
         with (folder / name).open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != (written := record["files"][name]["sha256"]):
+        written = str(record["files"].get(name, {}).get("sha256"))
+        if found != written:
             raise ValueError(
                 f"{folder / name} has sha256 {found[:12]}, {written[:12]} was written: the file is damaged; "
                 "remove this step's folder to go on from the one before"
@@ -449,7 +467,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
         record = json.loads((folder / "state.json").read_text())
         sizes = all((folder / name).stat().st_size == file["bytes"] for name, file in record["files"].items())
         whole = sizes and {"format", "optimizer_step", "files", "state"} <= record.keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record if whole else None
 

@@ -106,6 +106,7 @@ def imported(folder: Path, training: Training, root: Path, *, recipe_name: str, 
     trainings = root / "trainings"
     trainings.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".importing-", dir=trainings))
+    draft.chmod(0o755)  # as any run: mkdtemp lets its owner in alone
     try:
         values = (_value(files, pieces[name], parameter) for name, parameter in taken.items())
         shapes = {name: tuple(parameter.shape) for name, parameter in taken.items()}
@@ -175,6 +176,8 @@ def _equal(files: _Files, piece: Piece, ours: Tensor) -> bool:
 def _value(files: _Files, piece: Piece, ours: Tensor) -> Tensor:
     """float32, of our shape: rows beyond theirs stay as they are."""
     found = files.read(piece).float()
+    if not found.isfinite().all():
+        raise ValueError(f"{files.folder}: {piece.name} holds numbers that are not finite: download it again")
     if found.shape == ours.shape:
         return found
     return torch.cat([found, ours.detach()[len(found) :]])
@@ -241,8 +244,9 @@ class _Files:
             found = held[piece.name] if isinstance(held, dict) else held.get_tensor(piece.name)
         except SafetensorError as error:
             raise ValueError(f"{self.folder}: {piece.name} cannot be read ({error}): download it again") from None
-        if found.dtype not in _FLOATS:
-            raise ValueError(f"{self.folder}: {piece.name} is {found.dtype}: only unquantised floats are read")
+        if found.dtype not in _FLOATS or found.layout != torch.strided or found.is_meta:
+            kind = "empty" if found.is_meta else f"{found.dtype} ({found.layout})"
+            raise ValueError(f"{self.folder}: {piece.name} is {kind}: only unquantised dense floats are read")
         if isinstance(piece.rows, range):
             return found[piece.rows.start : piece.rows.stop]
         return found if piece.rows is None else found[torch.tensor(piece.rows)]

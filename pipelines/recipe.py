@@ -102,12 +102,12 @@ def describe(value: Any) -> Any:
 
 
 def rebuild(description: Any, file: str | None = None) -> Any:
-    """The value that `describe` described.
+    """The value that `describe` described: frozen dataclasses, tuples and plain values, whatever the description says.
 
     Args:
-        file: of the recipe, when it lies outside the house; its classes are found there.
+        file: of the recipe, when it lies outside the house; it is run, its classes are found there.
     Raises:
-        ValueError: a class that is gone, has another version, or other fields.
+        ValueError: no description, a class that is gone, is no frozen dataclass, has another version or other fields.
     """
     if file is not None:
         _file(Path(file))
@@ -115,10 +115,14 @@ def rebuild(description: Any, file: str | None = None) -> Any:
         return tuple(rebuild(item) for item in description)
     if not isinstance(description, dict):
         return description
+    if not isinstance(description.get("is"), str):
+        raise ValueError(f"{str(description)[:80]!r} describes no value of a recipe: restore the file it stands in")
     module_name, _, class_name = description["is"].partition(":")
     module = sys.modules.get(_OUTSIDE + module_name)
     try:
         kind = getattr(module or importlib.import_module(module_name), class_name)
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):  # a description runs nothing else
+            raise ValueError("it is no dataclass, and a recipe holds nothing else")
         fields = {name: rebuild(item) for name, item in description.items() if name not in ("is", "version")}
         version = getattr(kind, "version", None)
         if version != description.get("version"):

@@ -77,10 +77,16 @@ def _take(module: torch.nn.Module, weights: dict[str, torch.Tensor], origin: Pat
     """Put weights into a module: of a `whole` run all that is trained, of an imported one what was there."""
     needed = [name for name, parameter in module.named_parameters() if parameter.requires_grad] if whole else []
     known = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    known_types = {name: tensor.dtype for name, tensor in module.state_dict().items()}
     wrong = [name for name, tensor in weights.items() if known.get(name) != tuple(tensor.shape)]
     wrong += [name for name in needed if name not in weights]
     if wrong:
         raise ValueError(f"{origin} does not fit the architecture of its recipe: {', '.join(sorted(wrong)[:3])} differ")
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() and known_types[name].is_floating_point:
+            raise ValueError(f"{origin}: {name} holds {tensor.dtype}, not weights: take another checkpoint")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{origin}: {name} holds numbers that are not finite: take an earlier checkpoint")
     module.load_state_dict(weights, strict=False)
 
 
@@ -90,6 +96,18 @@ def read_training(folder: Path) -> Training:
     Raises:
         ValueError: no run there.
     """
+    stored = _stored(folder)
+    try:
+        training = recipe.rebuild(stored["value"], stored["file"])
+    except TypeError as error:
+        raise ValueError(f"{folder / 'recipe.json'} is damaged ({error}): restore it") from None
+    if not isinstance(training, Training):
+        raise ValueError(f"{folder / 'recipe.json'} is no recipe of a run: restore it")
+    return training
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """A run's recipe.json."""
     try:
         stored = json.loads((folder / "recipe.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -98,7 +116,7 @@ def read_training(folder: Path) -> Training:
         raise ValueError(f"{folder / 'recipe.json'} is damaged ({error}): restore it") from None
     if not isinstance(stored, dict) or not {"value", "file"} <= stored.keys():
         raise ValueError(f"{folder / 'recipe.json'} is no recipe of a run: restore it")
-    return recipe.rebuild(stored["value"], stored["file"])
+    return stored
 
 
 def answers(
@@ -148,11 +166,20 @@ def repaint(visualizer: Run, pictures: Sequence[Image.Image], settings: Asked) -
 def find_visualizer(run: Run) -> Path:
     """The newest finished visualizer run beside this one that reads the same vision tokens; says which it took.
 
+    Runs of a recipe file that is not this run's are passed over: to look at one would be to run its file.
+
     Raises:
         ValueError: there is none.
     """
+    trusted = (None, _stored(run.folder)["file"])
     for done in sorted(run.folder.parent.glob("*/done.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        config = read_training(done.parent).architecture
+        try:
+            if _stored(done.parent)["file"] not in trusted:
+                continue
+            config = read_training(done.parent).architecture
+        except ValueError as error:
+            print(f"{done.parent.name} is passed over: {error}", flush=True)
+            continue
         if isinstance(config, Visualizer) and config.vision == run.config.vision and config.grid == run.config.grid:
             print(f"painting with {done.parent.name}", flush=True)
             return done.parent
@@ -177,7 +204,9 @@ def painted(visualizer: Run, tokens: torch.Tensor, settings: Asked) -> torch.Ten
 
 def _shown(path: Path) -> Image.Image:
     try:
-        return media.decoded(media.picture(path.read_bytes()))
+        picture = media.picture(path.read_bytes())
+        media.intact(picture)
+        return media.decoded(picture)
     except media.Corrupt as problem:
         raise ValueError(f"--image {path}: {problem}") from None
 

@@ -27,6 +27,8 @@ class AdamW:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or min(self.clip, self.warmup_steps, self.weight_decay, self.minimum_rate) < 0:
             raise ValueError(f"{self}: the learning rate is over 0, the other numbers are not under 0")
+        if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0 or self.minimum_rate > self.learning_rate:
+            raise ValueError(f"{self}: betas are 0 to under 1, eps is over 0, minimum_rate not over the learning rate")
 
 
 @dataclass(frozen=True, kw_only=True)

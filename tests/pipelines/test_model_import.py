@@ -423,7 +423,7 @@ Change = Callable[[Tensors], Any]
         ),
         (
             lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}),
-            "is torch.int8: only unquantised",
+            "is torch.int8",
         ),
     ],
 )
