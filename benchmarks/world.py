@@ -33,6 +33,7 @@ from pipelines.recipes import world
 from pipelines.step import Place, cluster
 
 EACH = 8  # pictures drawn of every kind
+GUIDANCE = {"transfusion": 3.0, "metamorph": 1.0}  # a young visualizer knows no pictures but those it is told of
 QUESTIONS = 600  # of the validation part
 NAMES = tuple(f"a {color} {shape}" for shape, color in KINDS)
 
@@ -43,7 +44,7 @@ def main() -> None:
     words.add_argument("--root", type=Path, default=Path("runs"))
     words.add_argument("--data-only", type=Path, metavar="DIR")
     words.add_argument("--only", choices=("transfusion", "metamorph"))
-    words.add_argument("--guidance", type=float, default=3.0)
+    words.add_argument("--guidance", type=float, help=f"of what is drawn ({GUIDANCE})")
     words.add_argument("--steps", type=int, default=50)
     given = words.parse_args()
     if given.data_only:
@@ -65,8 +66,9 @@ def main() -> None:
     pictures, questions = (BuiltCorpus(member.corpus) for member in opened[:2])
     judge, sure = _judge(pictures)
     rows = {}
-    asked = Asked(answer="picture", guidance=given.guidance, steps=given.steps)
     for name in chosen:
+        guidance = GUIDANCE[name] if given.guidance is None else given.guidance
+        asked = Asked(answer="picture", guidance=guidance, steps=given.steps)
         run = trained[name]
         drawn = _drawn(run, trained["visualizer"] if name == "metamorph" else None, asked)
         _sheet(drawn[::EACH]).save(root / f"world-{name}.png")

@@ -61,8 +61,8 @@ def transfusion() -> Training:
     """Transfusion in straight pixels, 0.9 M parameters, learns to draw every shape in every color.
 
     Run:     make world   (or interlace train world:transfusion --data DIR)
-    Cost:    not measured yet
-    Expect:  color right in 0.95, shape and color in 0.85 of the drawn pictures, as a classifier of real ones sees them
+    Cost:    14 min of steps on two cores that other work shared (make world, 2026-11-29)
+    Expect:  color right in all, shape and color in 0.97 of the drawn pictures, as a classifier of real ones sees them
     """
     return Training(
         name="world-transfusion",
@@ -98,7 +98,7 @@ def metamorph() -> Training:
         mixture=mixture(pictures_share=30),
         optimizer=AdamW(learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_steps=50, minimum_rate=1e-4),
         batch=64,
-        steps=2500,
+        steps=1200,
         sequence_length=192,
         execution=Execution(zero_stage=1, micro_batch=32, save_every=500),
     )
@@ -119,7 +119,7 @@ def visualizer() -> Training:
                 canvas=Pixels(side=32),
                 network=UNet(
                     picture=32,
-                    channels=(16, 32, 64),
+                    channels=(32, 64, 96),
                     attends=(False, False, True),
                     layers_per_block=1,
                     condition_width=64,
@@ -134,9 +134,9 @@ def visualizer() -> Training:
         mixture=Mixture(
             groups=(Group(name="generation", members=(Member(corpus=pictures(), select=_TRAIN),), share=1),)
         ),
-        optimizer=AdamW(learning_rate=4e-3, warmup_steps=20, minimum_rate=2e-4),
+        optimizer=AdamW(learning_rate=2e-3, warmup_steps=20, minimum_rate=2e-4),
         batch=16,
-        steps=1500,
+        steps=2200,
         sequence_length=2,
-        execution=Execution(zero_stage=1, micro_batch=8, save_every=500),
+        execution=Execution(zero_stage=1, micro_batch=8, save_every=1000),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
@@ -18,7 +20,7 @@ from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3Fo
 
 from models import packages, pretrained
 from models.configs import MetaMorph, Transfusion, Visualizer
-from models.layout import CHATML
+from models.layout import CHATML, CONTROL, FileTokenizer
 from models.parts import (
     LLAMA3_8B,
     LLAMA3_70B,
@@ -359,3 +361,32 @@ def test_a_tokenizer_that_lacks_its_templates_controls_is_refused(
 def test_more_rows_than_a_byte_tokenizer_has_ids_stay_unread() -> None:
     config = Transfusion(backbone=replace(TINY, vocabulary=300), canvas=Pixels(side=16), coder=LinearCoder(patch=8))
     assert config.build().module.tokenizer_size == config.layout().image_start == 261
+
+
+def test_files_with_more_layers_than_the_config_are_not_cut_short(tmp_path: Path) -> None:
+    random_language_model(TINY).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    with pytest.raises(ValueError, match=r"weights beyond its config\.json"):
+        pretrained.language_model(Pretrained(path=str(tmp_path)))
+
+
+def test_an_index_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
+    random_language_model(TINY).save_pretrained(tmp_path / "model", max_shard_size="60KB")
+    path = tmp_path / "model/model.safetensors.index.json"
+    index = json.loads(path.read_bytes())
+    shard = index["weight_map"]["model.norm.weight"]
+    (tmp_path / "model" / shard).rename(tmp_path / shard)
+    index["weight_map"] = {name: f"../{file}" if file == shard else file for name, file in index["weight_map"].items()}
+    path.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="a file elsewhere"):
+        pretrained.language_model(Pretrained(path=str(tmp_path / "model")))
+
+
+def test_a_control_token_that_text_could_spell_is_refused(tmp_path: Path) -> None:
+    ids = {"a": 0, "<": 1, "|": 2, ">": 3}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="a"))
+    tokenizer.add_tokens(list(CONTROL))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"does not mark .* as special"):
+        FileTokenizer(tmp_path)
