@@ -108,8 +108,8 @@ def visualizer() -> Training:
     """Paints what world:metamorph predicts.
 
     Run:     make world   (or interlace train world:visualizer --data DIR)
-    Cost:    not measured yet
-    Expect:  the shape and the color of the picture whose tokens it is given
+    Cost:    15 min of steps on two cores that other work shared (2026-11-29)
+    Expect:  the color of the picture whose tokens it is given in 0.96, its shape too in 0.61; longer for more
     """
     return Training(
         name="world-visualizer",
