@@ -212,7 +212,7 @@ def latest(checkpoints: Path) -> Path | None:
     newest = max(_sound(checkpoints), key=_number, default=None)
     for folder in sorted(checkpoints.glob("step-*")):
         newer = newest is None or (folder.name.removeprefix("step-").isdecimal() and _number(folder) > _number(newest))
-        if newer and folder != newest:
+        if newer:
             print(
                 f"{folder} is damaged (state.json, or a file's size) and passed over: restore or remove it", flush=True
             )

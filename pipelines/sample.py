@@ -76,14 +76,13 @@ class Run:
 def _take(module: torch.nn.Module, weights: dict[str, torch.Tensor], origin: Path, *, whole: bool) -> None:
     """Put weights into a module: of a `whole` run all that is trained, of an imported one what was there."""
     needed = [name for name, parameter in module.named_parameters() if parameter.requires_grad] if whole else []
-    known = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    known_types = {name: tensor.dtype for name, tensor in module.state_dict().items()}
-    wrong = [name for name, tensor in weights.items() if known.get(name) != tuple(tensor.shape)]
+    known = module.state_dict()
+    wrong = [name for name, tensor in weights.items() if name not in known or known[name].shape != tensor.shape]
     wrong += [name for name in needed if name not in weights]
     if wrong:
         raise ValueError(f"{origin} does not fit the architecture of its recipe: {', '.join(sorted(wrong)[:3])} differ")
     for name, tensor in weights.items():
-        if not tensor.is_floating_point() and known_types[name].is_floating_point:
+        if not tensor.is_floating_point() and known[name].is_floating_point():
             raise ValueError(f"{origin}: {name} holds {tensor.dtype}, not weights: take another checkpoint")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{origin}: {name} holds numbers that are not finite: take an earlier checkpoint")
