@@ -228,8 +228,7 @@ def each(task: Callable[..., Result], shared: Any, items: Sequence[Item], progre
                 progress.advance()
                 yield result
     except RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, BaseException) else error
-        raise cause from None
+        raise _cause(error) from None
     except LocalRayletDiedError as error:
         raise ValueError(
             f"Ray does not answer on this machine ({type(error).__name__}): it is too busy, or Ray was ended; "
@@ -278,8 +277,7 @@ def each_ready(
             progress.advance()
             yield result
     except RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, BaseException) else error
-        raise cause from None
+        raise _cause(error) from None
     except RayError as error:
         raise ValueError(
             f"an actor died ({type(error).__name__}), again when it was tried again: memory, perhaps; "
@@ -288,6 +286,11 @@ def each_ready(
     finally:
         for actor in actors:
             ray.kill(actor)
+
+
+def _cause(error: Any) -> BaseException:
+    """What a task or an actor raised, as itself."""
+    return error.cause if isinstance(error.cause, BaseException) else error
 
 
 class _Ready:
