@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dataflow import readers, shards
+from dataflow import folders, readers, shards
 from dataflow.build import (
     LedgerRow,
     Receipt,
@@ -42,9 +42,12 @@ def plan(roots: Roots, file: str, source: Source) -> list[Split]:
     """The one split of a tar.
 
     Raises:
-        ValueError: a file that is no whole tar of at most `MOST` samples, or a source that no reader could find.
+        ValueError: a file that is no whole tar of at most `MOST` samples, one in a store, or a source that no reader
+            could find.
     """
     _ours(type(source).__module__, type(source).__qualname__)
+    if folders.is_remote(home := roots.source(source.name)):
+        raise ValueError(f"{home}: tars are adopted by links, and a store has none: build without shards=adopted")
     if Path(file).suffix.lower() != ".tar":
         raise ValueError(f"{file}: only tars are adopted; build this corpus without shards=adopted")
     held = list(splits(roots, source.name, file, MOST))

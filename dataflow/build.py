@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import struct
 import zlib
@@ -21,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dataflow import readers, shards
+from dataflow import folders, readers, shards, stores
 from dataflow.filters import Filter
 from dataflow.media import Corrupt, LeftOut, Missing
 from dataflow.readers import Row, Split
@@ -41,6 +42,7 @@ _ROW_ERRORS = (
     struct.error,
     zlib.error,
 )
+_RECEIPT = re.compile(r"\.\d{5,}\.receipt\.json")
 _REASON = 500  # characters of a ledger's reason, so that no row can blow up the table
 
 
@@ -111,7 +113,7 @@ class ShardJob:
         shard_key = name_of(self.recipe_key, number, split, input_sha256)
         final = folder / shards.name(number)
         if shard_key in self.earlier:
-            receipt = _link(Path(self.earlier[shard_key]), final, number, split, shard_key, input_sha256)
+            receipt = _link(folders.folder(self.earlier[shard_key]), final, number, split, shard_key, input_sha256)
         else:
             ledger: list[LedgerRow] = []
             draft = temporary(final)
@@ -246,9 +248,15 @@ def write_receipt(folder: Path, receipt: Receipt) -> None:
     write_atomically(receipt_path(folder, receipt.number), json.dumps(receipt, default=_fields).encode())
 
 
+def received(folder: Path) -> set[int]:
+    """The shards whose receipts lie in a folder: those that need not be built again."""
+    names = [path.name for path in stores.inside(folder, ".*.receipt.json")]
+    return {int(name[1:].partition(".")[0]) for name in names if _RECEIPT.fullmatch(name)}
+
+
 def read_receipt(path: Path) -> Receipt:
     """A receipt from its file."""
-    held: dict[str, Any] = json.loads(path.read_bytes())
+    held: dict[str, Any] = json.loads(stores.read(path))
     held["split"] = Split(**held["split"])
     return Receipt(**held)
 
@@ -270,10 +278,13 @@ def temporary(path: Path) -> Path:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut.
+    """Write a file so that it is there whole or not at all, also after a power cut; an object of a store always is.
 
-    Raises: OSError: the disk fails; nothing is left of it.
+    Raises: OSError: the disk or store fails; nothing is left of it.
     """
+    if folders.is_remote(path):
+        stores.write(path, data)
+        return
     draft = temporary(path)
     try:
         with shards.of_file(path), draft.open("wb") as stream:
@@ -326,12 +337,16 @@ def name_of(recipe_key: str, number: int, split: Split, input_sha256: str) -> st
 
 
 def _link(earlier: Path, final: Path, number: int, split: Split, shard_key: str, input_sha256: str) -> Receipt:
-    """Take the same shard of an earlier corpus by hard link; its index and ledger rows are read there at commit."""
+    """Take the same shard of an earlier corpus by hard link; its index and ledger rows are read there at commit.
+
+    One in a store is left there: `uploads.build` copies it.
+    """
     shard = _shards_of(earlier)[number]
-    if (earlier / final.name).stat().st_size != shard["size"]:
-        raise ValueError(f"{earlier / final.name} is not the {shard['size']} bytes that were built: remove {earlier}")
-    for suffix in ("", ".idx"):
-        source = Path(f"{earlier / final.name}{suffix}")
+    held = earlier / shards.file_of(shard)
+    if folders.size(held) != shard["size"]:
+        raise ValueError(f"{held} is not the {shard['size']} bytes that were built: remove {earlier}")
+    for suffix in () if folders.is_remote(earlier) else ("", ".idx"):
+        source = Path(f"{held}{suffix}")
         put(Path(f"{final}{suffix}"), lambda draft, source=source: draft.hardlink_to(source))
     return Receipt(
         number=number,
@@ -350,7 +365,7 @@ def _link(earlier: Path, final: Path, number: int, split: Split, shard_key: str,
 @lru_cache(maxsize=4)
 def _shards_of(earlier: Path) -> list[dict[str, Any]]:
     """The shards in a finished corpus' manifest. Remembered, for each of them may be linked and it never changes."""
-    return json.loads((earlier / "manifest.json").read_bytes())["shards"]
+    return json.loads(stores.read(earlier / "manifest.json"))["shards"]
 
 
 def _ledger_row(

@@ -35,10 +35,11 @@ def write(folder: Path, corpus: BuiltCorpus, measures: Mapping[str, pa.Table], *
     numbers = corpus.table["shard"].to_numpy()
     bounds = np.searchsorted(numbers, np.arange(len(corpus.manifest["shards"]) + 1))  # shard after shard
     for number, (first, end) in enumerate(pairwise(bounds)):
+        file = shards.file_of(corpus.manifest["shards"][number])
         columns = corpus.table.select(_PLACE).slice(first, end - first).to_pylist()
         measured = {name: table.slice(first, end - first).to_pylist() for name, table in measures.items()}
         rows = (
-            {**row, "shard": shards.name(number), **{name: held[place] for name, held in measured.items()}}
+            {**row, "shard": file, **{name: held[place] for name, held in measured.items()}}
             for place, row in enumerate(columns)
         )
         data = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dataflow import folders
+
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.DOTALL)
 _ENTRY = re.compile(rb'\s*("(?:[^"\\]++|\\.)*+")\s*:(.*)', re.DOTALL)
 _QUOTE, _COMMA, _LIST = b'",['
@@ -36,9 +38,9 @@ def spans(path: Path) -> Iterator[tuple[int, int, int]]:
     Raises:
         Broken: after what could be read.
     """
-    if path.stat().st_size == 0:
+    if folders.size(path) == 0:
         raise Broken("document is 0 bytes")
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with folders.mapped(path) as data:
         yield from _spans(data)
 
 

@@ -37,25 +37,28 @@ _TABLE = """CREATE TABLE samples (
 _COLUMNS = ("shard", "key", "offset", "size")  # of the index
 
 
-def write(folder: Path, records: Sequence[int], root_digest: str) -> None:
+def write(folder: Path, records: Sequence[int], root_digest: str, *, files: Sequence[str] = ()) -> None:
     """Put `.nv-meta` beside the shards and the index of a corpus. Done again, it is the same bytes.
 
     Args:
         records: of each shard, in order.
         root_digest: of the corpus, 64 hex digits.
+        files: of the shards, where they are not called by their numbers alone.
     Raises:
         OSError: the disk fails.
     """
     meta = folder / FOLDER
     meta.mkdir(exist_ok=True)
-    counts = {shards.name(number): count for number, count in enumerate(records)}
-    files = {
+    named = files or [shards.name(number) for number in range(len(records))]
+    counts = dict(zip(named, records, strict=True))
+    train = [file for file, count in counts.items() if count] if files else _runs(records)
+    texts = {
         ".info.json": json.dumps({"shard_counts": counts}, indent=1),
-        "split.yaml": json.dumps({"split_parts": {"train": _runs(records), "val": [], "test": []}, "exclude": []}),
+        "split.yaml": json.dumps({"split_parts": {"train": train, "val": [], "test": []}, "exclude": []}),
         "dataset.yaml": "__module__: megatron.energon\n__class__: CrudeWebdataset\n",
         "index.uuid": str(uuid.UUID(root_digest[:32])),
     }
-    for name, text in files.items():
+    for name, text in texts.items():
         with shards.of_file(meta / name):
             (meta / name).write_text(text)
     _write_index(folder / "index.parquet", meta / "index.sqlite")

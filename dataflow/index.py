@@ -15,11 +15,11 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -27,14 +27,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dataflow import adopt, energon, shards
+from dataflow import adopt, energon, folders, shards, stores
 from dataflow.build import LedgerRow, Receipt, sync, write_atomically
+from dataflow.cache import Cache, Part
 from dataflow.media import ENCODER
 from dataflow.record import Lineage, Record
+from dataflow.stores import StoreError
 
 SCHEMA = 2  # of the manifest and the two tables
 _GROUP = 1 << 20  # rows of a row group: what parquet's writers agree on, and most that a commit holds in memory
 _BATCH = 1 << 16  # rows read at a time
+_MAPPED = 8  # of a cache one part in so many may be mapped: what it gives up stays on the disk while it is mapped
 _OUTCOMES = ("kept", "filtered", "duplicate", "corrupt", "missing")
 _BESIDE = ("manifest.json", "report.html", energon.FOLDER)  # part of a corpus' folder, not of its root digest
 
@@ -86,8 +89,9 @@ def commit(
     recipe_key: str,
     max_dropped: float,
     max_missing: float,
+    file_of: Callable[[Receipt], str] = lambda receipt: shards.name(receipt.number),
 ) -> dict[str, Any]:
-    """Write index and ledger of a folder that holds all shards, then its manifest. Returns the manifest.
+    """Write index and ledger beside all shards of a corpus, then its manifest. Returns the manifest.
 
     Receipts are taken one by one and their rows written as they come, so that a corpus may be larger than memory.
 
@@ -95,6 +99,7 @@ def commit(
         receipts: of every shard, in order.
         max_dropped: share of the input rows that may give no record although their files are there.
         max_missing: share of the input rows that may give no record because a file they name is not there.
+        file_of: what the file of a shard is called where it lies; the root digest is over the usual names.
     Raises:
         TooManyDropped: more rows than that gave none; the message has the main reasons and the limit's name.
         ValueError: no rows at all, or an earlier corpus that shards were linked from no longer is what it was.
@@ -110,7 +115,7 @@ def commit(
         for number, receipt in enumerate(receipts):
             assert receipt.number == number
             if receipt.linked and receipt.linked not in earlier:
-                earlier[receipt.linked] = _Earlier(Path(receipt.linked))
+                earlier[receipt.linked] = _Earlier(folders.folder(receipt.linked), folder)
             if receipt.linked:
                 entries, ledger = earlier[receipt.linked].index(number), earlier[receipt.linked].ledger(number)
             else:
@@ -126,9 +131,11 @@ def commit(
             files.setdefault(receipt.split.file, hashlib.sha256()).update(receipt.input_sha256.encode())
             sha256[shards.name(number)] = receipt.sha256
             sha256[shards.name(number) + ".idx"] = receipt.idx_sha256
+            name, file = shards.name(number), file_of(receipt)
             made.append(
                 {
-                    "name": shards.name(number),
+                    "name": name,
+                    **({} if file == name else {"file": file}),
                     "size": receipt.size,
                     "sha256": receipt.sha256,
                     "idx_sha256": receipt.idx_sha256,
@@ -157,7 +164,8 @@ def commit(
         "tables": {file: sha256[file] for file in ("index.parquet", "ledger.parquet")},
     }
     if step.get("shards") != "adopted":  # an adopted tar holds what its source makes records of, not records
-        energon.write(folder, [shard["records"] for shard in made], manifest["root_digest"])
+        named = [shard["file"] for shard in made if "file" in shard]
+        energon.write(folder, [shard["records"] for shard in made], manifest["root_digest"], files=named)
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
 
@@ -197,9 +205,9 @@ def any_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(stores.read(path))
     except (FileNotFoundError, NotADirectoryError):
-        why = "it has no manifest.json" if folder.is_dir() else "there is no such folder"
+        why = "it has no manifest.json" if folders.is_folder(folder) else "there is no such folder"
         raise ValueError(f"{folder} is no built corpus: {why}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} does not parse ({error}): build the corpus again") from None
@@ -207,28 +215,31 @@ def any_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> Iterator[tuple[str, str | None]]:
-    """Re-hash every file of a corpus: (file name, None or what is wrong with it), one by one.
+    """Re-hash every file of a corpus: (file name, None or what is wrong with it), one by one. A store is read through.
 
     Raises:
         ValueError: no manifest.
     """
     manifest = read_manifest(folder)
     promised = {**manifest["tables"]}
+    files = {name: name for name in promised}
     for shard in manifest["shards"]:
-        promised[shard["name"]] = shard["sha256"]
-        promised[shard["name"] + ".idx"] = shard["idx_sha256"]
+        for suffix, digest in (("", shard["sha256"]), (".idx", shard["idx_sha256"])):
+            promised[shard["name"] + suffix] = digest
+            files[shard["name"] + suffix] = shards.file_of(shard) + suffix
+    lies = set(folders.names(folder))
+    there = lies if folders.is_remote(folder) else {name for name in lies if (folder / name).is_file()}
     for name, digest in sorted(promised.items()):
-        if name != Path(name).name:
-            yield "manifest.json", f"names a file elsewhere, {name!r}"
-            continue
-        path = folder / name
-        if not path.is_file():
-            yield name, "is missing"
-        elif shards.sha256(path) != digest:
-            yield name, "is not the bytes that were built (sha256 differs)"
+        file = files[name]
+        if name != Path(name).name or file != Path(file).name:
+            yield "manifest.json", f"names a file elsewhere, {file!r}"
+        elif file not in there:
+            yield file, "is missing"
+        elif shards.sha256(folder / file) != digest:
+            yield file, "is not the bytes that were built (sha256 differs)"
         else:
-            yield name, None
-    strangers = {path.name for path in folder.iterdir()} - set(promised) - set(_BESIDE)
+            yield file, None
+    strangers = lies - set(files.values()) - set(_BESIDE)
     for name in sorted(strangers):
         yield name, "is not part of this corpus"
     if root_digest(promised) != manifest["root_digest"]:
@@ -239,20 +250,27 @@ class BuiltCorpus:
     """A finished corpus, read record by record from memory-mapped shards. Not to be shared by processes or threads.
 
     Args:
-        folder: of the corpus.
+        folder: of the corpus, of this machine or of a store.
         rows: int64[n], the index rows to offer, None for all: a selection.
+        cache: what a store's shards are brought to when they are asked for.
     Raises:
         ValueError: no finished corpus there.
     """
 
-    def __init__(self, folder: Path, rows: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, folder: Path, rows: NDArray[np.int64] | None = None, *, cache: Cache | None = None) -> None:
         self.folder = folder
+        self.cache = cache or Cache()
+        self._damaged: dict[int, str] = {}  # what is wrong with shards of a store
         self.manifest = read_manifest(folder)
         records = self.manifest["counts"]["kept"]
         self.rows = np.arange(records) if rows is None else rows
         if len(self.rows) and not 0 <= int(self.rows.min()) <= int(self.rows.max()) < records:
             raise ValueError(f"a selection names rows beyond the {records} of {folder}: select again")
-        self._maps = shards.Maps()
+        most = None
+        if folders.is_remote(folder):
+            largest = max((shard["size"] for shard in self.manifest["shards"]), default=1)
+            most = self.cache.limit // _MAPPED // largest
+        self._maps = shards.Maps(self._stream, most)
         step = self.manifest["step"]
         self._adopted = adopt.source(step["source"]) if step.get("shards") == "adopted" else None
         if self._adopted and self.manifest["encoder"] != ENCODER:
@@ -276,12 +294,42 @@ class BuiltCorpus:
         """
         path = self.folder / "index.parquet"
         try:
-            table = pq.read_table(path, schema=INDEX)
+            table = self._table(path.name, INDEX)
         except (pa.ArrowException, FileNotFoundError) as error:
             raise ValueError(f"{path} does not read ({error}): run interlace verify {self.folder}") from None
         if table.num_rows != self.manifest["counts"]["kept"]:
             raise ValueError(f"{path} has {table.num_rows} rows, not as built: run interlace verify {self.folder}")
         return table
+
+    @property
+    def ledger(self) -> pa.Table:
+        """What became of every input row, read anew."""
+        return self._table("ledger.parquet", LEDGER)
+
+    def _table(self, file: str, schema: pa.Schema) -> pa.Table:
+        if not folders.is_remote(self.folder):
+            return pq.read_table(self.folder / file, schema=schema)
+        with self.cache.opened(Part(path=self.folder / file, sha256=self.manifest["tables"][file])) as stream:
+            return pq.read_table(stream, schema=schema)
+
+    def part(self, shard: int) -> Part:
+        """The file of a shard: where, and what it must hold."""
+        told = self.manifest["shards"][shard]
+        if shards.file_of(told) != Path(shards.file_of(told)).name:
+            raise ValueError(f"{self.folder / 'manifest.json'} names a file elsewhere, {shards.file_of(told)!r}")
+        return Part(path=self.folder / shards.file_of(told), sha256=told["sha256"], size=told["size"])
+
+    def _stream(self, shard: int) -> BinaryIO:
+        part = self.part(shard)
+        if not folders.is_remote(self.folder):
+            return part.path.open("rb")
+        if shard in self._damaged:  # not brought again for each of its records
+            raise StoreError(self._damaged[shard])
+        try:
+            return self.cache.opened(part)
+        except StoreError as error:
+            self._damaged[shard] = str(error)
+            raise
 
     @cached_property
     def _columns(self) -> dict[str, NDArray[Any]]:
@@ -313,20 +361,24 @@ class BuiltCorpus:
 
         Raises:
             ValueError: the shard is not what the index says; the note names shard and key.
+            OSError: the disk or the store fails, or the shard is gone: never the record's fault.
         """
         row = int(self.rows[place])
         shard, offset, size = (int(self._columns[name][row]) for name in ("shard", "offset", "size"))
         key = self._keys[row].as_py()
         try:
-            data = memoryview(self._maps[self.folder / shards.name(shard)])[offset : offset + size]
+            data = memoryview(self._maps[shard])[offset : offset + size]
             if self._adopted is None:
                 return shards.read(data, key)
             lineage = Lineage(file=self.manifest["inputs"][shard]["file"], row=int(key[-4:]))
             return adopt.read(data, key, lineage, self._adopted)
         except (ValueError, TypeError, LookupError, AttributeError, OSError, tarfile.TarError) as error:
+            part, remote = self.part(shard), folders.is_remote(self.folder)
+            if isinstance(error, OSError) or (remote and isinstance(error, StoreError)):
+                raise
+            kept = f", kept in {self.cache.folder / part.sha256}" if remote else ""
             raise ValueError(
-                f"record {key} cannot be read from {self.folder / shards.name(shard)} ({error}): "
-                f"run interlace verify {self.folder}"
+                f"record {key} cannot be read from {part.path}{kept} ({error}): run interlace verify {self.folder}"
             ) from None
 
 
@@ -347,7 +399,7 @@ def drops(folder: Path) -> list[Drop]:
 
 def _lost(ledger: Path) -> Iterator[LedgerRow]:
     """The rows of a ledger that gave no record, some at a time."""
-    for batch in pq.ParquetFile(ledger).iter_batches(batch_size=_BATCH):
+    for batch in pq.ParquetFile(stores.readable(ledger)).iter_batches(batch_size=_BATCH):
         for row in pa.Table.from_batches([batch]).filter(pc.field("outcome") != "kept").to_pylist():
             yield LedgerRow(**row)
 
@@ -372,14 +424,22 @@ def reason_kind(reason: str) -> str:
 
 
 class _Earlier:
-    """Index and ledger of the corpus that shards are linked from, cut by shard: each is asked for once, in order."""
+    """Index and ledger of the corpus that shards are linked from, cut by shard: each is asked for once, in order.
 
-    def __init__(self, folder: Path) -> None:
-        for file, digest in read_manifest(folder)["tables"].items():
-            if shards.sha256(folder / file) != digest:
-                raise ValueError(f"{folder / file} changed since it was built: remove the folder and build again")
-        self._index = _ByShard(folder / "index.parquet", INDEX)
-        self._ledger = _ByShard(folder / "ledger.parquet", LEDGER)
+    Those in a store are brought into the folder of the new corpus, hidden: what is hidden there is swept away.
+    """
+
+    def __init__(self, folder: Path, new: Path) -> None:
+        held = {file: folder / file for file in ("index.parquet", "ledger.parquet")}
+        promised = read_manifest(folder)["tables"]
+        for file, path in held.items():
+            if folders.is_remote(folder):
+                held[file] = new / f".{folder.name}-{file}"
+                folders.get(path, held[file])
+            if shards.sha256(held[file]) != promised[file]:
+                raise ValueError(f"{path} changed since it was built: remove the folder and build again")
+        self._index = _ByShard(held["index.parquet"], INDEX)
+        self._ledger = _ByShard(held["ledger.parquet"], LEDGER)
 
     def index(self, shard: int) -> pa.Table:
         return self._index.take(shard)

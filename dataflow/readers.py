@@ -6,8 +6,9 @@
     *.zip          the lines of the one *.jsonl in it
 
 A split is `rows_per_shard` consecutive rows of one file. `splits` makes the plan (offsets, no parsing), `rows` reads
-one split. Row numbers count from 0: lines of a file (blank ones hold no row, a header is line 0), items of a document,
-rows of a parquet file, samples of a tar (adjacent members whose names agree up to the first dot of the basename).
+one split; of an object in a store it reads no more than that, and once. Row numbers count from 0: lines of a file
+(blank ones hold no row, a header is line 0), items of a document, rows of a parquet file, samples of a tar (adjacent
+members whose names agree up to the first dot of the basename).
 Where a file cannot be read on, one row more stands for the rest and says why.
 """
 
@@ -32,7 +33,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataflow import documents
+from dataflow import documents, folders
 from dataflow.media import POINTER, Corrupt, summary
 
 _CHUNK = 1 << 20  # bytes read at a time when counting lines and hashing
@@ -42,6 +43,8 @@ _LONGEST_LINE = 1 << 18  # bytes looked at to tell lines from a document
 _MOST = 1 << 28  # bytes of a line or item, and of a split of them: it is held in memory
 _MAX_FIELD = 1 << 24  # characters of a CSV field
 _BOM = b"\xef\xbb\xbf"
+_PARQUET = b"PAR1"
+_SLACK = 100  # bytes after a column chunk that Arrow reads of files whose writer miscounted (PARQUET-816)
 # What tarfile raises on headers that lie about themselves, sizes beyond 2**63 included.
 _BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, IndexError, RecursionError, MemoryError)
 # What zipfile raises on archives that lie about themselves: a password, a bad checksum.
@@ -111,12 +114,14 @@ def rows(folder: Path, split: Split) -> tuple[str, Iterator[Row]]:
         raise ValueError(f"{path} is shorter than when its splits were planned: build again")
     kind = _kind(path)
     if kind == ".parquet":
-        return _parquet_digest(path, split), _parquet_rows(path, split)
+        held = _parquet_held(path, split)
+        return _parquet_digest(held, split), _parquet_rows(held, split)
     digest = hashlib.sha256()
     if kind == ".tar":
-        with path.open("rb") as stream:
+        held = path if not folders.is_remote(path) else folders.near(path, [(split.offset, split.end)])
+        with _stream(held) as stream:
             _hash(stream, split.offset, split.end, digest)
-        return digest.hexdigest(), _tar_rows(path, split)
+        return digest.hexdigest(), _tar_rows(held, split, _size(path))
     with _opened(path) as stream:
         header = stream.readline() if kind in _DELIMITERS else b""
         stream.seek(split.offset)
@@ -126,8 +131,18 @@ def rows(folder: Path, split: Split) -> tuple[str, Iterator[Row]]:
     return digest.hexdigest(), _ROWS[kind](data, split, header)
 
 
+@contextmanager
+def _stream(held: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """A file of this machine; what was fetched of an object stays open, for it has no name to open it by again."""
+    if isinstance(held, Path):
+        with held.open("rb") as stream:
+            yield stream
+    else:
+        yield held
+
+
 def _is_pointer(path: Path) -> bool:
-    with path.open("rb") as stream:
+    with folders.opened(path) as stream:
         return stream.read(len(POINTER)) == POINTER
 
 
@@ -135,7 +150,7 @@ def _kind(path: Path) -> str:
     """How a file is read: by its name, but that JSON lines are lines whatever they are called."""
     kind = path.suffix.lower()
     if kind == ".json":
-        with path.open("rb") as stream:
+        with folders.opened(path) as stream:
             first = stream.readline(_LONGEST_LINE).removeprefix(_BOM).strip()
             if first.startswith(b"{") and first.endswith(b"}") and stream.readline(_LONGEST_LINE).strip()[:1] == b"{":
                 return ".jsonl"
@@ -148,27 +163,27 @@ def share(folder: Path, split: Split) -> float:
     if split.problem is not None:
         return 1.0
     if path.suffix.lower() == ".parquet":
-        return (split.first + split.rows) / max(1, pq.read_metadata(path).num_rows)
+        return (split.first + split.rows) / max(1, _metadata(path).num_rows)
     return split.end / max(1, _size(path))
 
 
 def _size(path: Path) -> int:
     """Bytes of a file, unpacked."""
     if path.suffix.lower() == ".zip":
-        with zipfile.ZipFile(path) as archive:
+        with folders.opened(path) as stream, zipfile.ZipFile(stream) as archive:
             return _lines_in(archive).file_size
-    return path.stat().st_size
+    return folders.size(path)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """A file, or the lines in a zip."""
-    if path.suffix.lower() != ".zip":
-        with path.open("rb") as stream:
-            yield stream
-        return
-    with zipfile.ZipFile(path) as archive, archive.open(_lines_in(archive)) as stream:
-        yield stream  # type: ignore[misc] # typed as IO[bytes]
+    with folders.opened(path) as file:
+        if path.suffix.lower() != ".zip":
+            yield file
+            return
+        with zipfile.ZipFile(file) as archive, archive.open(_lines_in(archive)) as stream:
+            yield stream  # type: ignore[misc] # typed as IO[bytes]
 
 
 def _lines_in(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
@@ -349,18 +364,25 @@ def _document_rows(data: bytes, split: Split, header: bytes) -> Iterator[Row]:
 
 def _parquet_splits(path: Path, file: str, size: int) -> Iterator[Split]:
     try:
-        metadata = pq.read_metadata(path)
+        metadata = _metadata(path)
         _columns(metadata)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         _reraise_of_disk(error)
         yield Split(file=file, first=0, rows=1, problem=f"file is not parquet: {summary(error)}")
         return
-    if _kills(metadata) or not _agrees(metadata, path.stat().st_size):
+    if _kills(metadata) or not _agrees(metadata, folders.size(path)):
         yield Split(file=file, first=0, rows=1, problem="file is not parquet that can be read: its footer is damaged")
         return
     count = metadata.num_rows
     for first in range(0, count, size):
         yield Split(file=file, first=first, rows=min(size, count - first))
+
+
+def _metadata(path: Path) -> pq.FileMetaData:
+    if not folders.is_remote(path):
+        return pq.read_metadata(path)  # Arrow's own files are faster than Python's
+    with folders.opened(path) as stream:
+        return pq.read_metadata(stream)
 
 
 def _columns(metadata: pq.FileMetaData) -> list[tuple[str, str, str]]:
@@ -405,11 +427,24 @@ def _chunk(metadata: pq.FileMetaData, group: int, column: int) -> tuple[int, int
     return begin, begin + chunk.total_compressed_size
 
 
-def _parquet_digest(path: Path, split: Split) -> str:
+def _parquet_held(path: Path, split: Split) -> Path | BinaryIO:
+    """A file of this machine, or of an object the footer and the row groups that hold the split."""
+    if not folders.is_remote(path):
+        return path
+    total, metadata = folders.size(path), _metadata(path)
+    spans = [(0, len(_PARQUET)), (total - metadata.serialized_size - 2 * len(_PARQUET), total)]
+    for group, _, _ in _row_groups(metadata, split):
+        for column in range(metadata.num_columns):
+            begin, end = _chunk(metadata, group, column)
+            spans.append((begin, min(end + _SLACK, total)))
+    return folders.near(path, spans)
+
+
+def _parquet_digest(held: Path | BinaryIO, split: Split) -> str:
     """sha256 of what the split's rows are decoded from. Needs no decoding, and no version of pyarrow changes it."""
-    metadata = pq.read_metadata(path)
+    metadata = pq.read_metadata(held)
     digest = hashlib.sha256(f"{_columns(metadata)} {split.first} {split.rows}".encode())
-    with path.open("rb") as stream:
+    with _stream(held) as stream:
         for group, start, _ in _row_groups(metadata, split):
             digest.update(b" %d" % start)
             for column in range(metadata.num_columns):
@@ -417,10 +452,10 @@ def _parquet_digest(path: Path, split: Split) -> str:
     return digest.hexdigest()
 
 
-def _parquet_rows(path: Path, split: Split) -> Iterator[Row]:
+def _parquet_rows(held: Path | BinaryIO, split: Split) -> Iterator[Row]:
     """The rows of a split, a row group at a time: what is lost when one does not read is the rest of this group."""
     last = split.first + split.rows
-    with pq.ParquetFile(path) as opened:
+    with pq.ParquetFile(held) as opened:
         for group, start, length in _row_groups(opened.metadata, split):
             number, end = start, min(start + length, last)
             problem = "its row group holds fewer rows than the footer says"
@@ -475,8 +510,8 @@ def _reraise_of_disk(error: BaseException) -> None:
 
 def _tar_splits(path: Path, file: str, size: int) -> Iterator[Split]:
     starts: list[int] = []  # byte of the first header of each sample
-    total = path.stat().st_size
-    with path.open("rb") as stream:
+    total = folders.size(path)
+    with folders.opened(path) as stream:
         last, problem, end = None, None, 0
         try:
             with tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -511,14 +546,14 @@ def _tar_splits(path: Path, file: str, size: int) -> Iterator[Split]:
         yield Split(file=file, first=len(starts), rows=1, problem=problem)
 
 
-def _tar_rows(path: Path, split: Split) -> Iterator[Row]:
+def _tar_rows(held: Path | BinaryIO, split: Split, total: int) -> Iterator[Row]:
     number = split.first - 1
-    with path.open("rb") as stream:
-        for row in samples(stream, split, path.stat().st_size):
+    with _stream(held) as stream:
+        for row in samples(stream, split, total):
             number = row.number
             yield row
     if number + 1 != split.first + split.rows:
-        raise ValueError(f"{path} is not what it was when its splits were planned: build again")
+        raise ValueError(f"{split.file} is not what it was when its splits were planned: build again")
 
 
 def samples(stream: BinaryIO, split: Split, total: int) -> Iterator[Row]:

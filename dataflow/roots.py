@@ -1,24 +1,29 @@
 """Where upstream data lies, and which paths a row may name. Every path in a corpus is untrusted.
 
 `--data DIR` declares one folder per source; `--data NAME=DIR` places one source, or a picture root that rows name first
-(`coco/train2017/1.jpg`). A row's path is followed, links included, when it ends inside a declared root.
+(`coco/train2017/1.jpg`). A row's path is followed, links included, when it ends inside a declared root. A root may lie
+in an object store (`--data s3://bucket/corpora`), where no link is and `..` is a matter of spelling.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from dataflow import folders
+from dataflow.folders import Stored
 from dataflow.media import Corrupt, Missing, summary
 
 MAX_BYTES = 1 << 30  # of a file that a row names; over any sound picture or caption; clips are opened, not read whole
@@ -29,6 +34,7 @@ _ARCHIVES = 16  # kept open at a time
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR)
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
 _NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)  # what a row can bring about; the rest is the disk's
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes on a disk; in a store the same is said of longer ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +50,23 @@ class Roots:
     _folders: dict[str, tuple[str, tuple[str, ...]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )  # of sources
+    _homes: dict[str, Path] = field(default_factory=dict, init=False, repr=False, compare=False)  # in stores, seen
+    stores: tuple[Stored, ...] = field(default=(), init=False, repr=False, compare=False)  # the roots that are there
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", self.base and self.base.resolve())
         object.__setattr__(self, "named", {name: folder.resolve() for name, folder in self.named.items()})
+        roots = (self.base, *self.named.values())
+        stores = tuple(folders.stored(root) for root in roots if root is not None and folders.is_remote(root))
+        object.__setattr__(self, "stores", stores)
 
     @staticmethod
     def parse(values: list[str]) -> Roots:
         """Roots from `--data` values.
 
-        Raises: ValueError: a folder that is not there, a name given twice, or two base folders.
+        Raises:
+            ValueError: a folder that is not there, a name given twice, or two base folders.
+            OSError: a store does not answer, or does not let us in.
         """
         base, named = None, {}
         for value in values:
@@ -63,11 +76,14 @@ class Roots:
             if not (place if equals else value) or (equals and not name):
                 raise ValueError(f"--data {value!r}: give DIR or NAME=DIR, neither of them empty")
             try:
-                folder = Path(place if equals else value).expanduser().resolve()
+                folder = folders.folder(place if equals else value).resolve()
             except RuntimeError:
                 raise ValueError(f"--data {value}: an unknown ~user, or links in a circle; give a full path") from None
-            if not folder.is_dir():
-                raise ValueError(f"--data {value}: no folder {folder}; give an existing one")
+            except ValueError as error:
+                raise ValueError(f"--data {error}") from None
+            if not folders.is_reached(folder):
+                kind = "bucket, or nothing in it under this name," if folders.is_remote(folder) else "folder"
+                raise ValueError(f"--data {value}: no {kind} {folder}; give an existing one")
             if equals and name in named:
                 raise ValueError(f"--data {value}: {name} is already {named[name]}; give each name once")
             if not equals and base is not None:
@@ -87,8 +103,12 @@ class Roots:
             return self.named[name]
         if self.base is None:
             raise ValueError(f"where is {name}? give --data DIR (with a folder {name}/ in it) or --data {name}=DIR")
-        if not (self.base / name).is_dir():
+        if name in self._homes:
+            return self._homes[name]
+        if not folders.is_folder(self.base / name):
             raise ValueError(f"no folder {self.base / name}: put {name} there or give --data {name}=DIR")
+        if folders.is_remote(self.base):
+            return self._homes.setdefault(name, self.base / name)
         return Path(self._follow(str(self.base / name)))
 
     def files(self, source: str, file: str = "") -> Files:
@@ -109,8 +129,15 @@ class Roots:
     def unreadable(self, source: str, file: str) -> str | None:
         """Why an input file that a source lists may not be read, or None: links are followed as for a row's paths.
 
-        Raises: OSError: the disk fails.
+        Raises: OSError: the disk or the store fails.
         """
+        home = self.source(source)
+        if folders.is_remote(home):
+            try:
+                found = (folders.stored(home) / file).info()
+            except FileNotFoundError:
+                return f"file cannot be opened: {os.strerror(errno.ENOENT)}"
+            return None if found["type"] == "file" else "file is no plain file"
         folder, inside = self._declared(source)
         try:
             place = self._follow(os.path.join(folder, file))
@@ -124,18 +151,65 @@ class Roots:
             raise
         return None if os.access(place, os.R_OK) else "file may not be read by this user"
 
+    def stamps(self, source: str, files: Sequence[str]) -> list[tuple[int, int]]:
+        """Of the input files that a source lists: bytes, and mtime in ns or what tells states of an object apart.
+
+        Both are 0 where a file may not be read: the ledger says why.
+
+        Raises: OSError: the disk or the store fails.
+        """
+        home = self.source(source)
+        if folders.is_remote(home):
+            found = folders.stamps(home, files)
+            return [found.get(file, (0, 0)) for file in files]
+        told = []
+        for file in files:
+            status = os.stat(home / file) if self.unreadable(source, file) is None else None
+            told.append((status.st_size, status.st_mtime_ns) if status else (0, 0))
+        return told
+
+    def stored(self, source: str, path: str) -> Stored | None:
+        """What a row of `source` names, where that is in a store; None where it is on this machine. Nothing is asked.
+
+        Raises: Corrupt: as `find`.
+        """
+        if not self.stores:
+            return None
+        if not _is_path(path):
+            raise Corrupt(f"path {_shown(path)} is no path")
+        first, _, rest = path.removeprefix("./").partition("/")
+        named = self.named.get(first) if rest else None
+        home, tail = (named, rest) if named is not None else (self.source(source), path)
+        of = next((root for root in self.stores if path.startswith(f"{root.url.partition('://')[0]}://")), None)
+        if of is not None:
+            place = of.fs._strip_protocol(path)
+        elif not folders.is_remote(home) or tail.startswith("/"):
+            return None
+        else:
+            of = folders.stored(home)
+            place = f"{of.path}/{tail}"
+        found = Stored(of.fs, posixpath.normpath(place))
+        if not any(root.fs == of.fs and f"{found.path}/".startswith(f"{root.path}/") for root in self.stores):
+            raise _leaves(path)
+        if len(os.fsencode(path)) > _LONGEST_PATH or any(
+            len(os.fsencode(part)) > _LONGEST_NAME for part in path.split("/")
+        ):
+            raise Corrupt(f"path {_shown(path)} cannot be followed: {os.strerror(errno.ENAMETOOLONG)}")
+        if not _is_utf8(path) or "?versionId=" in path:  # of which s3fs makes a version of another object
+            raise Missing(f"file {_shown(path)} is not there")
+        return found
+
     def found(self, source: str, path: str) -> tuple[str, os.stat_result]:
         """`find` as text, and the status of what is there: making Paths took longer than reading a picture."""
-        if "\0" in path or not path.strip() or not _spellable(path):
+        if not _is_path(path):
             raise Corrupt(f"path {_shown(path)} is no path")
         first, _, rest = path.removeprefix("./").partition("/")
         named = self.named.get(first) if rest else None
         folder, inside = self._declared(source)
         try:
-            place = self._follow(os.path.join(named, rest) if named else os.path.join(folder, path))
+            place = self._follow(os.path.join(str(named), rest) if named else os.path.join(folder, path))
             if not f"{place}/".startswith(inside):
-                where = PurePosixPath(path[:200]).parent if path.startswith("/") else "the folder it ends in"
-                raise Corrupt(f"path {_shown(path)} leaves the declared folders: admit it by --data NAME={where}")
+                raise _leaves(path)
             return place, os.stat(place)
         except OSError as error:
             if error.errno in _NO_FILE:
@@ -149,7 +223,7 @@ class Roots:
         if source not in self._folders:
             folder = self.source(source)
             roots = [root for root in (self.base, folder, *self.named.values()) if root is not None]
-            self._folders[source] = str(folder), tuple(os.path.join(root, "") for root in roots)
+            self._folders[source] = str(folder), tuple(os.path.join(str(root), "") for root in roots)
         return self._folders[source]
 
     def _follow(self, path: str) -> str:
@@ -173,7 +247,13 @@ class Files:
     file: str = ""
 
     def __call__(self, path: str) -> bytes:
-        """The bytes of a file of at most `MAX_BYTES`."""
+        """The bytes of a file of at most `MAX_BYTES`; of an object in one request."""
+        if (stored := self.roots.stored(self.source, path)) is not None:
+            with self._present(stored, path):
+                data = stored.span(0, MAX_BYTES + 1)
+                if len(data) > MAX_BYTES:
+                    raise Corrupt(f"file {_shown(path)} is {stored.info()['size']} bytes, over {MAX_BYTES}")
+            return data
         place, status = self._file(path)
         if status.st_size > MAX_BYTES:
             raise Corrupt(f"file {_shown(path)} is {status.st_size} bytes, over {MAX_BYTES}")
@@ -182,10 +262,15 @@ class Files:
 
     def open(self, path: str) -> BinaryIO:
         """A file of any size, to read and seek in."""
+        if (stored := self.roots.stored(self.source, path)) is not None:
+            with self._present(stored, path):
+                return stored.open()
         return open(self._file(path)[0], "rb")
 
     def names(self, path: str) -> list[str]:
         """The names of the plain files in a folder, sorted; hidden ones are left out."""
+        if (stored := self.roots.stored(self.source, path)) is not None:
+            return _names(stored, path)
         place = self.roots.find(self.source, path)
         if not place.is_dir():
             raise Corrupt(f"{_shown(path)} is no folder")
@@ -195,7 +280,8 @@ class Files:
     def member(self, archive: str, path: str) -> bytes:
         """The bytes of a member of a zip archive, by its name there; at most `MAX_BYTES`, whatever its header says."""
         if archive not in self._archives:
-            place, _ = self._file(archive)
+            remote = self.roots.stored(self.source, archive) is not None
+            place = self.open(archive) if remote else self._file(archive)[0]
             if len(self._archives) >= _ARCHIVES:
                 self._archives.popitem(last=False)[1].close()
             try:
@@ -231,9 +317,48 @@ class Files:
             raise Corrupt(f"file {_shown(path)} may not be read by this user")
         return place, status
 
+    @contextmanager
+    def _present(self, stored: Stored, path: str) -> Iterator[None]:
+        """Tell of a row's path why there is no object, as it is told of a file."""
+        try:
+            if stored in self.roots.stores:
+                raise FileNotFoundError
+            yield
+        except FileNotFoundError:
+            if stored.is_folder():
+                raise Corrupt(f"{_shown(path)} is no file") from None
+            raise Missing(f"file {_shown(path)} is not there") from None
+
     @cached_property
     def _archives(self) -> OrderedDict[str, zipfile.ZipFile]:
         return OrderedDict()
+
+
+def _names(stored: Stored, path: str) -> list[str]:
+    try:
+        found = stored.entries()
+    except FileNotFoundError:
+        raise Missing(f"file {_shown(path)} is not there") from None
+    if not found and stored.is_file():
+        raise Corrupt(f"{_shown(path)} is no folder")
+    return sorted(each["name"] for each in found if each["type"] == "file" and not each["name"].startswith("."))
+
+
+def _leaves(path: str) -> Corrupt:
+    where = PurePosixPath(path[:200]).parent if path.startswith("/") else "the folder it ends in"
+    return Corrupt(f"path {_shown(path)} leaves the declared folders: admit it by --data NAME={where}")
+
+
+def _is_path(path: str) -> bool:
+    return "\0" not in path and bool(path.strip()) and _spellable(path)
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # a byte of a disk's that is no UTF-8, as Python spells it
+        return False
+    return True
 
 
 def _shown(path: str) -> str:

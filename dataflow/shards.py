@@ -14,12 +14,14 @@ import os
 import struct
 import tarfile
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
+from dataflow.folders import opened
 from dataflow.record import Record, from_json, to_json
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE  # 512, 10,240 bytes
@@ -76,6 +78,16 @@ class Tar:
 def name(number: int) -> str:
     """File name of a shard, `00017.tar`."""
     return f"{number:05d}.tar"
+
+
+def part(number: int, sha256: str) -> str:
+    """Its name in a store, `00017-0a1b2c3d4e5f.tar`: whoever puts it there again, however late, puts the same bytes."""
+    return f"{number:05d}-{sha256[:12]}.tar"
+
+
+def file_of(shard: Mapping[str, Any]) -> str:
+    """The file of a shard that a manifest tells of."""
+    return shard.get("file", shard["name"])
 
 
 def members(record: Record) -> dict[str, bytes]:
@@ -180,18 +192,22 @@ def files(data: bytes | memoryview, key: str) -> dict[str, bytes]:
 
 
 class Maps:
-    """Memory maps of files by path, the last ones asked for kept open. Not to be shared by processes or threads."""
+    """Memory maps of files by path, the last ones asked for kept open. Not to be shared by processes or threads.
 
-    def __init__(self) -> None:
-        self._held: OrderedDict[Path, mmap.mmap] = OrderedDict()
+    Args:  opened: opens what is asked for, where that is no path. most: kept open, fewer than a reader's usual ones.
+    """
 
-    def __getitem__(self, path: Path) -> mmap.mmap:
+    def __init__(self, opened: Callable[[Any], BinaryIO] = opened, most: int | None = None) -> None:
+        self._held: OrderedDict[Any, mmap.mmap] = OrderedDict()
+        self._opened, self._most = opened, _OPEN if most is None else max(1, min(most, _OPEN))
+
+    def __getitem__(self, path: Any) -> mmap.mmap:
         if path in self._held:
             self._held.move_to_end(path)
             return self._held[path]
-        if len(self._held) >= _OPEN:
+        if len(self._held) >= self._most:
             self._held.popitem(last=False)
-        with path.open("rb") as stream:
+        with self._opened(path) as stream:
             self._held[path] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         return self._held[path]
 
@@ -209,8 +225,9 @@ def of_file(path: Path) -> Iterator[None]:
 
 def sha256(path: Path) -> str:
     """sha256 of a file, read in pieces."""
-    with of_file(path), path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    with of_file(path), opened(path) as stream:
+        reading: Any = stream
+        return hashlib.file_digest(reading, "sha256").hexdigest()
 
 
 class _Hashing:

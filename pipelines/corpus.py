@@ -4,6 +4,8 @@
 <root>/corpora/.inputs/<source>-<key>.json    the input files that this key stands for: what `--explain` compares
 <root>/corpora/<source>-<key>/                the finished corpus; never changes
 <root>/corpora/<source>-<key>-<digest>/       one that --rehash found to differ under the same index files
+
+With `--corpora` these lie there instead; what becomes of a build in an object store is told in dataflow/uploads.py.
 """
 
 from __future__ import annotations
@@ -20,16 +22,29 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from dataflow import adopt, index, media, readers, shards
-from dataflow.build import LedgerRow, Receipt, ShardJob, read_receipt, receipt_path, sweep, sync, write_atomically
+from dataflow import adopt, folders, index, media, readers, shards, stores, uploads
+from dataflow.build import (
+    LedgerRow,
+    Receipt,
+    ShardJob,
+    read_receipt,
+    receipt_path,
+    received,
+    sweep,
+    sync,
+    write_atomically,
+)
 from dataflow.build import splits as plan_of
 from dataflow.readers import Split
 from dataflow.roots import Roots
 from pipelines.recipe import describe, key
-from pipelines.step import Place, Progress, alone, cluster, each, finished
+from pipelines.step import Place, Progress, alone, cluster, each, finished, slug
 
 _CHECKED_FILES = 10  # at most, of a corpus that is only looked into
 _PLAN, _INPUTS = ".plan.json", ".inputs"  # of a work folder; of the folder of all corpora
+_STORES, _URL = "stores", "url"  # of a root: where its corpora are kept
+_REHASH = "-rehash"  # ends the name of a work folder
+_RECEIPTS = 64  # asked of a store at a time
 _PREVIEWED = 100  # rows held at a time while looking: their pictures are in memory
 
 
@@ -96,7 +111,10 @@ class Unbuilt(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The input files of a corpus as found, with sizes in bytes and mtimes in ns; `key` names them and the recipe."""
+    """The input files of a corpus as found; `key` names them and the recipe.
+
+    sizes: bytes. times: mtimes in ns; of objects in a store a number that follows from what tells their states apart.
+    """
 
     files: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -116,14 +134,14 @@ def inputs(corpus: Corpus, place: Place) -> Inputs:
         raise ValueError(f"source name {corpus.source.name!r}: use lower case letters, digits and '_'")
     folder = place.roots.source(corpus.source.name)
     files = tuple(corpus.source.files(folder))
-    sizes, times = [], []
-    for file in files:
-        sound = place.roots.unreadable(corpus.source.name, file) is None  # else the ledger says why not
-        status = (folder / file).stat() if sound else None
-        sizes.append(status.st_size if status else 0)
-        times.append(status.st_mtime_ns if status else 0)
-    listing = [list(entry) for entry in zip(files, sizes, times, strict=True)]
-    return Inputs(files=files, sizes=tuple(sizes), times=tuple(times), key=key([corpus.recipe_key(), listing]))
+    stamps = place.roots.stamps(corpus.source.name, files)
+    listing = [[file, *stamp] for file, stamp in zip(files, stamps, strict=True)]
+    return Inputs(
+        files=files,
+        sizes=tuple(size for size, _ in stamps),
+        times=tuple(time for _, time in stamps),
+        key=key([corpus.recipe_key(), listing]),
+    )
 
 
 def locate(corpus: Corpus, place: Place) -> Path:
@@ -147,14 +165,19 @@ def locate(corpus: Corpus, place: Place) -> Path:
     if len({_manifest(folder)["root_digest"] for folder in same}) > 1:
         names = ", ".join(folder.name for folder in same)
         raise ValueError(
-            f"{corpus.source.name} is built from {len(same)} different inputs under {place.root} ({names}): "
+            f"{corpus.source.name} is built from {len(same)} different inputs under {_where(place)} ({names}): "
             "say which input is meant by --data DIR, as for the build"
         )
     return same[-1]  # the same bytes, whichever input they came from
 
 
 def _unbuilt(corpus: Corpus, place: Place) -> str:
-    return f"{corpus.source.name} is not built under {place.root}: run interlace build with the same recipe"
+    return f"{corpus.source.name} is not built under {_where(place)}: run interlace build with the same recipe"
+
+
+def _where(place: Place) -> Path:
+    """What a person said of where corpora are."""
+    return place.store or place.root
 
 
 def is_declared(corpus: Corpus, place: Place) -> bool:
@@ -179,6 +202,12 @@ def build(corpus: Corpus, place: Place, *, rehash: bool = False) -> Path:
     Raises:
         ValueError: input that is not there or changes while it is read, too many rows dropped.
     """
+    remote = folders.is_remote(place.corpora)
+    if remote and corpus.shards == "adopted":
+        raise ValueError(
+            f"shards='adopted' of {corpus.name} are links to tars, and {place.corpora} has no links: "
+            "build without it, or leave --corpora out"
+        )
     place = corpus.prepared(place)
     found = inputs(corpus, place)
     there = newest(corpus, place, found)
@@ -187,15 +216,34 @@ def build(corpus: Corpus, place: Place, *, rehash: bool = False) -> Path:
         return there
     work = work_folder(corpus, place, found, rehash=rehash)
     with alone(lock_of(work), work.name):
+        if remote:
+            shutil.rmtree(work, ignore_errors=True)  # receipts in the store are what a build goes on from
         work.mkdir(parents=True, exist_ok=True)
+        note_store(place)
         _remember(corpus, place, found)
         if not (work / "manifest.json").is_file():
-            with cluster(place):
-                _build_shards(corpus, place, found, work, rehash=rehash)
+            try:
+                with cluster(place, shared=() if place.store is None else (place.store,)):
+                    _build_shards(corpus, place, found, work, rehash=rehash)
+            except FileNotFoundError:
+                if not remote or rehash or (there := newest(corpus, place, found)) is None:
+                    raise
+                uploads.discard(begun_folder(place, work.name))
+                shutil.rmtree(work)
+                print(f"{there.name}: another build finished it meanwhile", flush=True)
+                return there
             if inputs(corpus, place) != found:
+                if remote:
+                    uploads.discard(*_in_store(place, work))
                 shutil.rmtree(work)
                 raise ValueError(f"input of {corpus.source.name} changed while it was read: build again")
         return _finish(corpus, place, work, found, rehash=rehash)
+
+
+def _in_store(place: Place, work: Path) -> tuple[Path, Path]:
+    """Where a build in a store leaves plan and receipts, and where shards; a rehash names its folder at its end."""
+    begun = begun_folder(place, work.name)
+    return begun, begun if work.name.endswith(_REHASH) else place.corpora / work.name
 
 
 def _say_built(corpus: Corpus, folder: Path) -> None:
@@ -288,17 +336,19 @@ def _job(corpus: Corpus, place: Place, *, earlier: dict[str, str]) -> ShardJob:
 
 def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, rehash: bool) -> None:
     source_folder = place.roots.source(corpus.source.name)
-    plan = _plan(corpus, place, found, work)
+    begun, parts = _in_store(place, work)
+    plan = _plan(corpus, place, found, begun)
     job = _job(corpus, place, earlier={} if rehash else earlier_shards(corpus, place))
-    todo = [(split, number) for number, split in enumerate(plan) if not receipt_path(work, number).is_file()]
+    done = received(begun)
+    todo = [(split, number) for number, split in enumerate(plan) if number not in done]
     progress = Progress(f"{work.name}", len(todo), "shards")
-    for _ in each(_shard_task, (job, corpus.shards, str(work)), todo, progress):
+    for _ in each(_shard_task, (job, corpus.shards, begun, parts), todo, progress):
         pass
     linked = 0
 
     def receipts() -> Iterator[Receipt]:
         nonlocal linked
-        for receipt in _receipts(work, len(plan)):
+        for receipt in _receipts(begun, len(plan)):
             linked += receipt.linked is not None
             yield receipt
 
@@ -310,11 +360,12 @@ def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, re
             recipe_key=corpus.recipe_key(),
             max_dropped=corpus.max_dropped,
             max_missing=corpus.max_missing,
+            **({"file_of": uploads.file_of} if folders.is_remote(begun) else {}),
         )
     except index.TooManyDropped as error:
-        for receipt in _receipts(work, len(plan)):  # what could not be read may be mended before the next try
+        for receipt in _receipts(begun, len(plan)):  # what could not be read may be mended before the next try
             if any(receipt.ledger.get("corrupt", ())) or any(receipt.ledger.get("missing", ())):
-                receipt_path(work, receipt.number).unlink()
+                stores.remove([receipt_path(begun, receipt.number)])
         cure = f"mend the data under {source_folder}, or raise the limit: --set {error.limit}=..."
         raise ValueError(f"{corpus.source.name}: {error}; {cure}") from None
     counts = manifest["counts"]
@@ -325,35 +376,40 @@ def _build_shards(corpus: Corpus, place: Place, found: Inputs, work: Path, *, re
     )
 
 
-def _receipts(work: Path, count: int) -> Iterator[Receipt]:
-    """The receipts of all shards in order, one at a time: together they are as large as the index."""
-    for number in range(count):
-        yield read_receipt(receipt_path(work, number))
+def _receipts(begun: Path, count: int) -> Iterator[Receipt]:
+    """The receipts of all shards in order, some at a time: together they are as large as the index."""
+    some = _RECEIPTS if folders.is_remote(begun) else 1
+    for first in range(0, count, some):
+        paths = [receipt_path(begun, number) for number in range(first, min(first + some, count))]
+        yield from stores.at_once(read_receipt, paths)
 
 
-def _plan(corpus: Corpus, place: Place, found: Inputs, work: Path) -> list[Split]:
-    """The splits of all files, in order; made once per build and kept in the work folder."""
-    plan = planned(work)
+def _plan(corpus: Corpus, place: Place, found: Inputs, begun: Path) -> list[Split]:
+    """The splits of all files, in order; made once per build and kept beside the receipts."""
+    plan = planned(begun)
     if plan is None:
         made: dict[str, list[Split]] = {}
-        progress = Progress(f"{work.name} (plan)", len(found.files), "files")
+        progress = Progress(f"{begun.name} (plan)", len(found.files), "files")
         for file, splits in each(_plan_task, (corpus, place.roots), found.files, progress):
             made[file] = splits
         plan = [split for file in found.files for split in made[file]]
-        write_atomically(work / _PLAN, json.dumps([asdict(split) for split in plan]).encode())
+        write_atomically(begun / _PLAN, json.dumps([asdict(split) for split in plan]).encode())
     return plan
 
 
-def planned(work: Path) -> list[Split] | None:
+def planned(begun: Path) -> list[Split] | None:
     """The splits of a build that has begun, None before it knows them."""
-    path = work / _PLAN
-    return [Split(**fields) for fields in json.loads(path.read_bytes())] if path.is_file() else None
+    try:
+        return [Split(**fields) for fields in json.loads(stores.read(begun / _PLAN))]
+    except FileNotFoundError:
+        return None
 
 
 def _remember(corpus: Corpus, place: Place, found: Inputs) -> None:
     """Keep what a key stands for: times are in it, so it is in no file of a corpus."""
-    folder = place.root / "corpora" / _INPUTS
-    folder.mkdir(exist_ok=True)
+    folder = place.corpora / _INPUTS
+    if not folders.is_remote(folder):
+        folder.mkdir(exist_ok=True)
     listing = [list(entry) for entry in zip(found.files, found.sizes, found.times, strict=True)]
     told = {
         "recipe_key": corpus.recipe_key(),
@@ -361,6 +417,20 @@ def _remember(corpus: Corpus, place: Place, found: Inputs) -> None:
         "files": listing,
     }
     write_atomically(folder / f"{corpus.source.name}-{found.key[:12]}.json", json.dumps(told).encode())
+
+
+def note_store(place: Place) -> None:
+    """Leave under the root where its corpora are kept, so that `gc` knows what was measured of them to be in use."""
+    if place.store is not None:
+        note = place.root / _STORES / slug(place.store) / _URL
+        if not note.is_file():
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(note, str(place.store).encode())
+
+
+def stores_of(root: Path) -> list[Path]:
+    """Where corpora are kept that something under this root was made of."""
+    return [folders.folder(note.read_text()) for note in sorted((root / _STORES).glob(f"*/{_URL}"))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,10 +443,10 @@ class Remembered:
 
 
 def remembered(corpora: Path, name: str) -> Remembered | None:
-    """The input of the corpus or work folder of this name under <root>/corpora; None if nobody noted it."""
+    """The input of the corpus or work folder of this name where corpora are kept; None if nobody noted it."""
     path = corpora / _INPUTS / f"{'-'.join(name.split('-')[:2])}.json"
     try:
-        told = json.loads(path.read_bytes())
+        told = json.loads(stores.read(path))
     except FileNotFoundError:
         return None
     files = {file: (size, time) for file, size, time in told["files"]}
@@ -390,27 +460,39 @@ def _plan_task(shared: tuple[Corpus, Roots], file: str) -> tuple[str, list[Split
     return file, list(plan_of(roots, corpus.source.name, file, corpus.rows_per_shard))
 
 
-def _shard_task(shared: tuple[ShardJob, str, str], task: tuple[Split, int]) -> None:
-    job, shards, work = shared
+def _shard_task(shared: tuple[ShardJob, str, Path, Path], task: tuple[Split, int]) -> None:
+    job, shards, begun, parts = shared
     split, number = task
-    if shards == "adopted":
-        adopt.adopt(job, split, number, Path(work))
+    if folders.is_remote(begun):
+        uploads.build(job, split, number, parts, begun)
+    elif shards == "adopted":
+        adopt.adopt(job, split, number, begun)
     else:
-        job.build(split, number, Path(work))
+        job.build(split, number, begun)
 
 
 def _finish(corpus: Corpus, place: Place, work: Path, found: Inputs, *, rehash: bool) -> Path:
     """Give a committed corpus its place; one that a rehash found unchanged is there already."""
     sweep(work)
-    corpora, digest = place.root / "corpora", _manifest(work)["root_digest"]
+    corpora, manifest = place.corpora, _manifest(work)
+    digest, remote = manifest["root_digest"], folders.is_remote(corpora)
     name = f"{corpus.source.name}-{found.key[:12]}"
     final = corpora / (f"{name}-{digest[:12]}" if rehash else name)
     for folder in of_recipe(corpus, place):
         if rehash and _input_of(folder) == found.key[:12] and _manifest(folder)["root_digest"] == digest:
+            if remote:
+                uploads.discard(begun_folder(place, work.name))
+                stores.write(folder / "manifest.json", stores.read(folder / "manifest.json"))  # found last, as below
+            else:
+                os.utime(folder / "manifest.json")  # it is what was found last
             shutil.rmtree(work)
-            os.utime(folder / "manifest.json")  # it is what was found last
             print(f"{folder.name}: unchanged, the same bytes again", flush=True)
             return folder
+    if remote:
+        begun, parts = _in_store(place, work)
+        uploads.publish(work, manifest, parts, final, begun)
+        shutil.rmtree(work)
+        return final
     work.rename(final)
     sync(corpora)
     return final
@@ -420,14 +502,16 @@ def earlier_shards(corpus: Corpus, place: Place) -> dict[str, str]:
     """Shards that finished corpora of this recipe hold, by shard key."""
     known: dict[str, str] = {}
     for folder in of_recipe(corpus, place):
-        known.update({shard["key"]: str(folder.resolve()) for shard in _manifest(folder)["shards"]})
+        where = str(folder if folders.is_remote(folder) else folder.resolve())
+        known.update({shard["key"]: where for shard in _manifest(folder)["shards"]})
     return known
 
 
 def of_recipe(corpus: Corpus, place: Place) -> list[Path]:
     """The finished corpora of this recipe, oldest first; those of other schemas have other recipe keys."""
-    built, recipe_key = finished((place.root / "corpora").glob(f"{corpus.source.name}-*")), corpus.recipe_key()
-    return [folder for folder in built if index.any_manifest(folder).get("recipe_key") == recipe_key]
+    built, recipe_key = finished(stores.inside(place.corpora, f"{corpus.source.name}-*")), corpus.recipe_key()
+    manifests = zip(built, stores.at_once(index.any_manifest, built), strict=True)
+    return [folder for folder, manifest in manifests if manifest.get("recipe_key") == recipe_key]
 
 
 def newest(corpus: Corpus, place: Place, found: Inputs) -> Path | None:
@@ -437,9 +521,13 @@ def newest(corpus: Corpus, place: Place, found: Inputs) -> Path | None:
 
 
 def work_folder(corpus: Corpus, place: Place, found: Inputs, *, rehash: bool = False) -> Path:
-    """Where a corpus lies while it is being built."""
-    name = f"{corpus.source.name}-{found.key[:12]}{'-rehash' if rehash else ''}"
-    return place.root / "corpora" / ".building" / name
+    """Where a corpus lies while it is being built; of one that goes into a store what is put there at the end."""
+    return place.locks / f"{corpus.source.name}-{found.key[:12]}{_REHASH if rehash else ''}"
+
+
+def begun_folder(place: Place, name: str) -> Path:
+    """Where plan and receipts of a build lie: its work folder, or what a store has of it."""
+    return place.corpora / ".building" / name
 
 
 def lock_of(work: Path) -> Path:

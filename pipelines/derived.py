@@ -14,8 +14,8 @@ from typing import Any
 from dataflow import derived, measures
 from dataflow.index import BuiltCorpus
 from dataflow.roots import Roots
-from pipelines.corpus import Corpus, Unbuilt, build, is_declared, locate
-from pipelines.curate import measure, measured
+from pipelines.corpus import Corpus, Unbuilt, build, is_built, is_declared, locate
+from pipelines.curate import measure, measured, there
 from pipelines.recipe import key
 from pipelines.step import Place, alone
 
@@ -53,6 +53,8 @@ class Derived(Corpus):
 
     def prepared(self, place: Place) -> Place:
         """Build the other corpus and measure it, where that is not done; then write the rows."""
+        if not is_built(self.of, place):
+            there(self.measures)
         corpus = BuiltCorpus(build(self.of, place))
         folders = [measure(each, corpus, place) for each in self.measures]
         step, rows = self._rows(corpus, folders, place)

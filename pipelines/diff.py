@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataflow import index, selection
-from dataflow.index import LEDGER, BuiltCorpus
+from dataflow.folders import is_file
+from dataflow.index import BuiltCorpus
 from pipelines import report
 from pipelines.explain import differences
 
@@ -45,7 +45,7 @@ class Side:
     @cached_property
     def ledger(self) -> pa.Table:
         """Of the whole corpus."""
-        return pq.read_table(self.corpus.folder / "ledger.parquet", schema=LEDGER)
+        return self.corpus.ledger
 
     def sizes(self) -> dict[str, NDArray[Any]]:
         """By name what is compared of every record, or picture."""
@@ -82,13 +82,14 @@ class Diff:
         return not (len(self.added) or len(self.removed) or len(self.changed[0]))
 
 
-def compare(before: Path, after: Path) -> Diff:
+def compare(before: Path, after: Path, *, store: Path | None = None) -> Diff:
     """Compare two folders.
 
+    Args:  store: where the corpora of selections lie, if not in <root>/corpora.
     Raises:
         ValueError: one is neither a corpus nor a selection.
     """
-    one, other = _side(before), _side(after)
+    one, other = _side(before, store), _side(after, store)
     there = _places(other.table["key"], one.table["key"])  # of each record of `after` in `before`, -1 where it is new
     kept = np.flatnonzero(there >= 0)
     old = one.table["sha256"].take(pa.array(there[kept]))
@@ -248,11 +249,11 @@ def _drops(diff: Diff) -> list[tuple[str, str, int, int]]:
     return sorted(rows, key=lambda row: (-row[3], -row[2], row[:2]))
 
 
-def _side(folder: Path) -> Side:
-    if not (folder / "selection.parquet").is_file():
+def _side(folder: Path, store: Path | None) -> Side:
+    if not is_file(folder / "selection.parquet"):
         return Side(folder=folder, corpus=BuiltCorpus(folder))
     rows, of = selection.read(folder), selection.corpus_of(folder)
-    return Side(folder=folder, corpus=BuiltCorpus(folder.parent.parent / "corpora" / of, rows))
+    return Side(folder=folder, corpus=BuiltCorpus((store or folder.parent.parent / "corpora") / of, rows))
 
 
 def _places(wanted: pa.ChunkedArray, held: pa.ChunkedArray) -> NDArray[np.int64]:

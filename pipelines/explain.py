@@ -16,8 +16,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dataflow import curation, index, readers
-from dataflow.build import name_of, receipt_path
+from dataflow import curation, index, readers, stores
+from dataflow.build import name_of, received
 from dataflow.build import splits as plan_of
 from dataflow.curation import Verdicts
 from dataflow.index import BuiltCorpus
@@ -99,13 +99,14 @@ def explain(wanted: Corpus, place: Place, *, rehash: bool = False) -> Explained:
     if there is not None and not rehash:
         return Explained(name=there.name, folder=there, why=("index files have the names, sizes and times they had",))
     work = corpus.work_folder(wanted, place, found, rehash=rehash)
-    plan = corpus.planned(work)
+    begun = corpus.begun_folder(place, work.name)
+    plan = corpus.planned(begun)
     shown = _Shards(wanted, place, found, rehash=rehash)
     for file in found.files:
         shown.add(file)
     why = [f"--rehash builds {there.name} again"] if there is not None else _why(wanted, place, found, shown)
     if plan is not None:
-        done = sum(receipt_path(work, number).is_file() for number in range(len(plan)))
+        done = len(received(begun))
         holder = last_holder(corpus.lock_of(work))
         who = f"{holder.who} is at it" if holder and holder.held else "a build of it was interrupted"
         why.insert(0, f"{who}, {done} of {len(plan)} shards are done and stay")
@@ -185,7 +186,7 @@ def _known(wanted: Corpus, place: Place) -> Iterator[_Known]:
         if noted is None:
             continue
         keys = [shard["key"] for shard in index.read_manifest(folder)["shards"]]
-        ledger = pq.read_table(folder / "ledger.parquet", columns=["file", "shard"])
+        ledger = pq.read_table(stores.readable(folder / "ledger.parquet"), columns=["file", "shard"])
         by_file: dict[str, list[tuple[int, str]]] = {}
         for row in ledger.group_by(["file", "shard"], use_threads=False).aggregate([]).to_pylist():
             by_file.setdefault(row["file"], []).append((row["shard"], keys[row["shard"]]))
@@ -220,7 +221,7 @@ def _why(wanted: Corpus, place: Place, found: Inputs, shown: _Shards) -> list[st
 def _recipes(wanted: Corpus, place: Place) -> str:
     """How the recipe differs from the one nearest to it that this source was built by."""
     nearest: tuple[int, str, list[str]] | None = None
-    for folder in finished((place.root / "corpora").glob(f"{wanted.source.name}-*")):
+    for folder in finished(stores.inside(place.corpora, f"{wanted.source.name}-*")):
         manifest = index.any_manifest(folder)
         told = list(differences(manifest.get("step", {}), describe(wanted)))
         if manifest.get("schema") != index.SCHEMA:
@@ -228,7 +229,7 @@ def _recipes(wanted: Corpus, place: Place) -> str:
         if nearest is None or len(told) <= nearest[0]:
             nearest = len(told), folder.name, told
     if nearest is None:
-        return f"never built under {place.root}"
+        return f"never built under {place.store or place.root}"
     _, name, told = nearest
     return f"recipe differs from {name}'s: {_few(told or ['a library that encodes has another version'])}"
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from dataflow.build import sync, write_atomically
+from dataflow.folders import is_remote
 from dataflow.index import BuiltCorpus
 from dataflow.record import Record
 from models.layout import phrased
@@ -61,9 +62,13 @@ class Counts:
         return line
 
 
-def beside(corpus: Path) -> Path:
-    """Where the export of a corpus goes unless told otherwise: ROOT/exports/, by a name that triggers nothing."""
-    return corpus.parent.parent / "exports" / corpus.name.replace("_", "-")
+def beside(corpus: Path, root: Path | None = None) -> Path:
+    """Where the export of a corpus goes unless told otherwise: ROOT/exports/, by a name that triggers nothing.
+
+    Args:  root: for a corpus in a store; another lies in its root.
+    """
+    home = root if root is not None and is_remote(corpus) else corpus.parent.parent
+    return home / "exports" / corpus.name.replace("_", "-")
 
 
 def metamorph_jsonl(corpus: Path, out: Path) -> Path:
@@ -207,7 +212,7 @@ def _usable(corpus: Path, out: Path) -> None:
             raise ValueError(
                 f"--out {out}: MetaMorph's trainer takes {trigger!r} in a path for a command: give a folder without it"
             )
-    if out.resolve().is_relative_to(corpus.resolve()):
+    if not is_remote(corpus) and out.resolve().is_relative_to(corpus.resolve()):
         raise ValueError(f"--out {out} lies in the corpus {corpus.name}, which never changes: give a folder elsewhere")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is no folder: give a new or an empty one")

@@ -2,7 +2,8 @@
 
     corpus      superseded: a newer one was built by the same recipe from the same folder, and the files it was built
                 from are no longer what lies there; or it is of a schema that this code does not read
-    work folder interrupted, and the corpus was finished since from newer input
+    work folder interrupted, and the corpus was finished since from newer input; of a store also the parts of a corpus
+                that nobody builds any more
     rows, measure, selection, curation     of a corpus that is gone or goes
 
 Kept is what a training's plan.json names; a training that names no corpora keeps all of its sources. Where it is not
@@ -13,18 +14,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataflow import index
-from pipelines.corpus import Remembered, lock_of, remembered
-from pipelines.step import alone, finished, last_holder
+from dataflow import folders, index, stores
+from dataflow.folders import is_remote
+from pipelines.corpus import Remembered, lock_of, remembered, stores_of
+from pipelines.step import Place, alone, finished, last_holder
 
+_NAME = re.compile(r"[a-z][a-z0-9_]*(-[0-9a-f]{12}){1,2}")  # of a corpus
 _REMOVED = ".removed-"  # what a folder is called while it is being removed: half of one must not look whole
 
 
@@ -49,27 +53,33 @@ class _Built:
     input: Remembered | None
 
 
-def unreferenced(root: Path) -> list[Unreferenced]:
+def unreferenced(root: Path, store: Path | None = None) -> list[Unreferenced]:
     """What could go, corpora first.
 
+    Args:  store: where corpora are kept, too: what could go of them, and what was made of them stays.
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is no such folder, or it has tables of corpora that are kept elsewhere.
     """
-    if not root.is_dir():
+    if store is None and not root.is_dir():
         raise ValueError(f"no folder {root}: give --root as for the command that wrote it")
-    corpora = [_built(folder) for folder in finished((root / "corpora").glob("[a-z]*-*"))]
+    for other in stores_of(root):
+        if str(other) != str(store):  # paths of one place differ when their clients were told otherwise
+            raise ValueError(
+                f"{root} holds what was made of corpora in {other}: give --corpora {other}, to tell what is in use"
+            )
     named, sources, selections, all_selections = _trained_on(root)
     found: list[Unreferenced] = []
-    for place, one in enumerate(corpora):
-        kept = one.folder.name in named or one.folder.name.split("-")[0] in sources or None in sources
-        why = None if kept else _superseded(one, corpora[place + 1 :])
-        if why:
-            found.append(_of(one.folder, why, lock_of(root / "corpora" / ".building" / _work_of(one.folder))))
-    gone = {each.path for each in found}
-    digests = {one.digest for one in corpora if one.folder not in gone}
-    for work in sorted((root / "corpora" / ".building").glob("[a-z]*/")):
-        if why := _overtaken(work, corpora):
-            found.append(_of(work, why, lock_of(work)))
+    digests: set[str] = set()
+    for place in [Place(root=root)] if store is None else [Place(root=root), Place(root=root, store=store)]:
+        corpora = stores.at_once(_built, finished(stores.inside(place.corpora, "[a-z]*-*")))
+        for number, one in enumerate(corpora):
+            kept = one.folder.name in named or one.folder.name.split("-")[0] in sources or None in sources
+            why = None if kept else _superseded(one, corpora[number + 1 :])
+            if why:
+                found.append(_of(one.folder, why, lock_of(place.locks / _work_of(one.folder))))
+        gone = {each.path for each in found}
+        digests |= {one.digest for one in corpora if one.folder not in gone}
+        found += _left_over(place, corpora)
     for where in ("derived", "measures", "selections"):
         for folder in finished((root / where).glob("[!.]*")):
             kept = where == "selections" and (all_selections or folder.name in selections)
@@ -83,25 +93,48 @@ def unreferenced(root: Path) -> list[Unreferenced]:
     return found
 
 
+def _left_over(place: Place, corpora: Sequence[_Built]) -> Iterator[Unreferenced]:
+    """What builds began and nobody goes on with."""
+    held = [each.path for each in stores.entries(place.corpora / ".building") if each.is_folder]
+    begun = {work.name: work for work in held if not work.name.startswith(".")}
+    whole = {one.folder.name for one in corpora}
+    over = {name: why for name, work in begun.items() if (why := _overtaken(work, corpora))}
+    if is_remote(place.corpora):
+        over |= dict.fromkeys(begun.keys() & whole, "left by a build that was killed when it had finished")
+    for name, why in sorted(over.items()):
+        yield _of(begun[name], why, lock_of(place.locks / name))
+    if not is_remote(place.corpora):
+        return
+    for each in stores.entries(place.corpora):
+        name = each.path.name
+        if name.startswith(".nonce-"):
+            yield _of(each.path, "left by a command that was killed", None)
+        elif each.is_folder and _NAME.fullmatch(name) and name not in whole and (name not in begun or name in over):
+            yield _of(each.path, "parts of a corpus that nobody builds any more", lock_of(place.locks / name))
+
+
 def freed(found: list[Unreferenced]) -> int:
     """The bytes that the disk gets back: a file with a link that stays gives none, one with several is counted once."""
     links: Counter[tuple[int, int]] = Counter()
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
     for each in found:
-        for status in _statuses(each.path):
+        for status in () if is_remote(each.path) else _statuses(each.path):
             name = status.st_dev, status.st_ino
             links[name] += 1
             sizes[name] = status.st_nlink, status.st_size
-    return sum(size for name, (held, size) in sizes.items() if links[name] >= held)
+    stored = sum(each.size for each in found if is_remote(each.path))
+    return stored + sum(size for name, (held, size) in sizes.items() if links[name] >= held)
 
 
-def delete(found: list[Unreferenced], root: Path) -> None:
+def delete(found: list[Unreferenced], root: Path, store: Path | None = None) -> None:
     """Remove these.
 
+    Args:  store: as for `unreferenced`.
     Raises:
         ValueError: somebody builds, measures or selects under the root.
     """
-    locks = [*(root / "corpora" / ".building").glob("*.lock"), *(root / "measures" / ".building").glob("*.lock")]
+    building = {Place(root=root, store=store).locks, Place(root=root).locks, root / "measures" / ".building"}
+    locks = [lock for folder in sorted(building) for lock in folder.glob("*.lock")]
     for where in ("derived", "measures", "selections"):
         locks += (root / where).glob(".*.lock")
     for lock in locks:
@@ -114,17 +147,19 @@ def delete(found: list[Unreferenced], root: Path) -> None:
             _remove(each.path)
             if each.lock is not None:
                 each.lock.unlink()
-    for note in (root / "corpora" / ".inputs").glob("*.json"):
-        where = (root / "corpora", root / "corpora" / ".building")
-        if not any(folder.is_dir() for each in where for folder in each.glob(f"{note.stem}*")):
-            note.unlink()
+    for corpora in (root / "corpora", *(() if store is None else (store,))):
+        there = [*stores.entries(corpora), *stores.entries(corpora / ".building")]
+        names = {_work_of(each.path) for each in there if each.is_folder}
+        notes = stores.inside(corpora / ".inputs", "*.json")
+        stores.remove([note for note in notes if note.stem not in names])
 
 
 def lines(found: list[Unreferenced], root: Path) -> Iterator[str]:
     """What could go, with its size and why, and what the disk would get back."""
-    width = max((len(str(each.path.relative_to(root))) for each in found), default=0)
-    for each in found:
-        yield f"{each.path.relative_to(root)!s:{width}}  {_bytes(each.size):>9}  {each.why}"
+    names = [str(each.path.relative_to(root) if each.path.is_relative_to(root) else each.path) for each in found]
+    width = max(map(len, names), default=0)
+    for name, each in zip(names, found, strict=True):
+        yield f"{name:{width}}  {_bytes(each.size):>9}  {each.why}"
     kept = sum(each.size for each in found) - (back := freed(found))
     shared = f"; {_bytes(kept)} of them are links to files that stay" if kept else ""
     yield f"{len(found)} unreferenced under {root}, {_bytes(back)} for the disk{shared}"
@@ -162,9 +197,12 @@ def _same(one: Remembered, other: Remembered) -> bool:
 
 def _lies_there(noted: Remembered) -> bool:
     """Whether the files are those that were noted, so that a build would find its corpus built."""
+    folder = folders.folder(noted.folder)
+    if is_remote(folder):
+        return folders.stamps(folder, list(noted.files)) == noted.files
     for file, stamp in noted.files.items():
         try:
-            status = (Path(noted.folder) / file).stat()
+            status = (folder / file).stat()
         except OSError:
             return False
         if (status.st_size, status.st_mtime_ns) != stamp:
@@ -172,13 +210,14 @@ def _lies_there(noted: Remembered) -> bool:
     return True
 
 
-def _overtaken(work: Path, corpora: list[_Built]) -> str | None:
+def _overtaken(work: Path, corpora: Sequence[_Built]) -> str | None:
     noted = remembered(work.parent.parent, work.name)
     if noted is None or _lies_there(noted):
         return None
+    begun = stores.changed(work / ".plan.json") if is_remote(work) else work.stat().st_mtime_ns
     for one in corpora:
-        finished_then = (one.folder / "manifest.json").stat().st_mtime_ns
-        if one.input and _same(one.input, noted) and finished_then > work.stat().st_mtime_ns:
+        finished_then = stores.changed(one.folder / "manifest.json") or 0
+        if one.input and _same(one.input, noted) and finished_then > (begun or 0):
             return f"interrupted; {one.folder.name} was finished since, of the same recipe and folder"
     return None
 
@@ -212,7 +251,11 @@ def _made_of(folder: Path) -> list[tuple[str, str]]:
 
 
 def _remove(path: Path) -> None:
-    """First the name goes, at once, then what is in it."""
+    """First the name goes, at once, then what is in it; of a corpus in a store first what makes it one."""
+    if is_remote(path):
+        stores.remove([path / "manifest.json"])
+        stores.remove([each.path for each in stores.under(path)])
+        return
     if path.name.startswith(_REMOVED) or not path.is_dir():
         away = path
     else:
@@ -225,7 +268,8 @@ def _remove(path: Path) -> None:
 
 
 def _of(path: Path, why: str, lock: Path | None) -> Unreferenced:
-    return Unreferenced(path=path, why=why, size=sum(status.st_size for status in _statuses(path)), lock=lock)
+    sizes = [each.size for each in stores.under(path)] if is_remote(path) else [s.st_size for s in _statuses(path)]
+    return Unreferenced(path=path, why=why, size=sum(sizes), lock=lock)
 
 
 def _statuses(path: Path) -> Iterator[os.stat_result]:

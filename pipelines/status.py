@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dataflow.build import receipt_path
+from dataflow import stores
+from dataflow.build import received
+from dataflow.folders import is_remote
 from pipelines.corpus import lock_of, planned
-from pipelines.step import last_holder
+from pipelines.step import Place, last_holder
 
 State = Literal["finished", "running", "interrupted", "failed"]
 _TAIL = 1 << 16  # bytes from the end of metrics.jsonl: many steps
@@ -40,21 +42,17 @@ class Work:
     origin: tuple[str, ...] = ()
 
 
-def works(root: Path) -> Iterator[Work]:
-    """Everything under a root, kind by kind.
+def works(root: Path, store: Path | None = None) -> Iterator[Work]:
+    """Everything under a root, kind by kind; the corpora in a store first.
 
     Raises:
         ValueError: there is no such folder.
     """
-    if not root.is_dir():
+    if store is None and not root.is_dir():
         raise ValueError(f"no folder {root}: give --root as for the command that you ask about")
-    for folder in _folders(root / "corpora"):
-        if (manifest := _read(folder / "manifest.json")) is not None:
-            counts = manifest.get("counts", {})
-            told = f"{counts.get('rows')} rows, {counts.get('kept')} records, {len(manifest.get('shards', ()))} shards"
-            yield Work(kind="corpus", folder=folder, state="finished", told=told)
-    for work in _folders(root / "corpora" / ".building"):
-        yield _unfinished("corpus", work, lock_of(work), _shards_done(work))
+    if store is not None:
+        yield from _corpora(Place(root=root, store=store))
+    yield from _corpora(Place(root=root))
     for kind, where in (("rows", "derived"), ("measure", "measures"), ("selection", "selections")):
         for folder in _folders(root / where):
             yield _table(kind, folder)
@@ -63,6 +61,20 @@ def works(root: Path) -> Iterator[Work]:
     for run in _folders(root / "trainings"):
         if (run / "recipe.json").is_file():
             yield _training(run)
+
+
+def _corpora(place: Place) -> Iterator[Work]:
+    folders = _folders(place.corpora)
+    manifests = stores.at_once(lambda folder: _read(folder / "manifest.json"), folders)
+    for folder, manifest in zip(folders, manifests, strict=True):
+        if manifest is not None:
+            counts = manifest.get("counts", {})
+            told = f"{counts.get('rows')} rows, {counts.get('kept')} records, {len(manifest.get('shards', ()))} shards"
+            yield Work(kind="corpus", folder=folder, state="finished", told=told)
+    for begun in _folders(place.corpora / ".building"):
+        lock = lock_of(place.locks / begun.name)
+        elsewhere = "" if lock.exists() or not is_remote(begun) else ", begun under another root, perhaps still at it"
+        yield _unfinished("corpus", begun, lock, f"{_shards_done(begun)}{elsewhere}")
 
 
 def lines(found: Sequence[Work]) -> Iterator[str]:
@@ -108,8 +120,7 @@ def _shards_done(work: Path) -> str:
     plan = planned(work)
     if plan is None:
         return "its splits are being planned"
-    done = sum(receipt_path(work, number).is_file() for number in range(len(plan)))
-    return f"{done} of {len(plan)} shards"
+    return f"{len(received(work))} of {len(plan)} shards"
 
 
 def _table(kind: str, folder: Path) -> Work:
@@ -154,15 +165,14 @@ def _last_step(metrics: Path) -> int:
 
 def _folders(folder: Path) -> list[Path]:
     """The folders in a folder, hidden ones left out; none where it is not there."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    held = stores.entries(folder)
+    return [each.path for each in held if each.is_folder and not each.path.name.startswith(".")]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """A JSON file of ours, None where it is not there; one that is damaged says nothing."""
     try:
-        held = json.loads(path.read_bytes())
+        held = json.loads(stores.read(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError):

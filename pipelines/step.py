@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -19,19 +21,22 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from dataflow import shards
+from dataflow import folders, shards, stores
+from dataflow.build import write_atomically
 from dataflow.roots import Roots
 from pipelines.recipe import outside_modules
 
 HOUSE = Path(__file__).resolve().parent.parent  # what Ray ships as working_dir to other machines
 
 _ANSWERS = 120  # seconds a node has to start a worker and look at a file
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # a Ray answers with SETTINGS
 _LET_GO = 0.3  # seconds in which a lock may be held by nobody but a look at it
 _ON_DISK = {  # what to do about what a disk says, by errno
     errno.ENOSPC: "free some space, or give another folder; the same command goes on from what is there",
@@ -50,21 +55,43 @@ Result = TypeVar("Result")
 class Place:
     """Where a command works, never part of a recipe.
 
-    roots: where upstream data lies. root: what we write. workers: Ray workers of a build, ranks of a CPU training.
+    roots: where upstream data lies. root: what we write. store: where corpora are kept instead of <root>/corpora, a
+    folder of this machine or of an object store. workers: Ray workers of a build, ranks of a CPU training.
     ray_address: of a running cluster; None starts a private one.
     """
 
     root: Path
+    store: Path | None = None
     roots: Roots = field(default_factory=Roots)
     workers: int = 2
     ray_address: str | None = None
 
+    @property
+    def corpora(self) -> Path:
+        """Where corpora are kept."""
+        return self.root / "corpora" if self.store is None else self.store
+
+    @property
+    def locks(self) -> Path:
+        """The folder of this machine with the locks of those who build corpora, and what they build there first."""
+        if not folders.is_remote(self.corpora):
+            return self.corpora / ".building"
+        return self.root / "stores" / slug(self.corpora)
+
+
+def slug(place: Path) -> str:
+    """A folder's name that tells of a place elsewhere, of no other one."""
+    digest = hashlib.sha256(str(place).encode()).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9._]+', '-', str(place)).strip('-')[:100]}-{digest[:8]}"
+
 
 @contextmanager
-def cluster(place: Place) -> Iterator[None]:
+def cluster(place: Place, *, shared: Sequence[Path] = ()) -> Iterator[None]:
     """A Ray cluster for the block: private to this process, or the one at `place.ray_address`, never a chance find.
 
     Inside another such block it is that block's cluster.
+
+    Args:  shared: folders that every node must see; the root, if it is not said which.
 
     Raises:
         ValueError: nothing answers at the address, or a node there does not see our folders.
@@ -92,15 +119,19 @@ def cluster(place: Place) -> Iterator[None]:
     else:
         _answers(place.ray_address)
         try:
-            ray.init(place.ray_address, runtime_env={"working_dir": str(HOUSE)}, **quiet)
+            with warnings.catch_warnings(action="ignore"):
+                ray.init(place.ray_address, runtime_env={"working_dir": str(HOUSE)}, **quiet)
         except ConnectionError as error:
             told = f"it does not let us in ({error}); does it ask for a token (RAY_AUTH_MODE)?"
+            if place.ray_address == "auto":
+                told = "no Ray was started on this machine: give HOST:PORT, or leave it out for a private one"
             raise ValueError(f"--ray-address {place.ray_address}: {told}") from None
     for module in outside_modules():
         cloudpickle.register_pickle_by_value(module)
     try:
         if place.ray_address is not None:
-            _seen_everywhere(place)
+            for written in shared or (place.root,):
+                _seen_everywhere(place, written)
         yield
     finally:
         ray.shutdown()
@@ -138,27 +169,34 @@ def _nothing_shadows_the_house() -> None:
 
 def _answers(address: str) -> None:
     """Ray itself would try a dead address for minutes."""
+    if address == "auto":
+        return  # Ray knows where it was started here
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # "auto", and whatever else Ray resolves by itself
+    if not host or not port.isdigit():
+        raise ValueError(f"--ray-address {address}: write HOST:PORT of a running cluster, ray://HOST:PORT, or auto")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        with socket.create_connection((host, int(port)), timeout=5) as link:
+            link.sendall(_HTTP2)
+            kind = link.recv(4)[3:]
     except (OSError, OverflowError) as error:
         raise ValueError(f"--ray-address {address}: no cluster answers there ({error})") from None
+    if kind != b"\4" and os.environ.get("RAY_USE_TLS", "0") == "0":
+        raise ValueError(f"--ray-address {address}: what answers there is no Ray: give the port of its head node")
 
 
-def _seen_everywhere(place: Place) -> None:
-    """Let every node that works read back a word written under the root, and look for the folders of --data."""
+def _seen_everywhere(place: Place, written: Path) -> None:
+    """Let every node that works read back a word written to a folder, and look for the folders of --data."""
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     word = secrets.token_hex(16)
-    path = place.root / f".nonce-{word[:12]}"
-    data = tuple(str(folder) for folder in (place.roots.base, *place.roots.named.values()) if folder is not None)
-    place.root.mkdir(parents=True, exist_ok=True)
+    path = written / f".nonce-{word[:12]}"
+    data = tuple(folder for folder in (place.roots.base, *place.roots.named.values()) if folder is not None)
+    if not folders.is_remote(written):
+        written.mkdir(parents=True, exist_ok=True)
     try:
-        path.write_text(word)
+        write_atomically(path, word.encode())
         remote: Any = ray.remote(num_cpus=0, max_retries=1)(_looks)
         asked = {}
         for node in ray.nodes():
@@ -177,14 +215,19 @@ def _seen_everywhere(place: Place) -> None:
             if problem:
                 raise ValueError(f"node {name} {problem}")
     finally:
-        path.unlink(missing_ok=True)
+        if folders.is_remote(path):
+            stores.remove([path])
+        else:
+            path.unlink(missing_ok=True)
 
 
-def _looks(path: Path, word: str, data: tuple[str, ...]) -> str | None:
+def _looks(path: Path, word: str, data: tuple[Path, ...]) -> str | None:
     """On a node: what it does not see of what it should."""
     try:
-        seen = path.read_text()
+        seen = stores.read(path).decode(errors="replace")
     except OSError as error:
+        if folders.is_remote(path):  # a store that this node does not reach
+            return f"does not read {one_line(error)}"
         seen = f"no such file: {error.strerror}"
     if seen != word:
         return (
@@ -192,7 +235,11 @@ def _looks(path: Path, word: str, data: tuple[str, ...]) -> str | None:
             "share under one path; mount it there, or give another"
         )
     for folder in data:
-        if not Path(folder).is_dir():
+        try:
+            there = folders.is_folder(folder)
+        except OSError as error:  # a store that this node does not reach
+            return f"does not read {one_line(error)}"
+        if not there:
             return f"has no folder {folder}: --data must be seen by all nodes under one path; mount it there"
     return None
 
@@ -453,7 +500,12 @@ class Progress:
         return f"{self.label}: {self.done}/{self.total} {self.unit}, about {left:.0f} s left"
 
 
-def finished(folders: Iterable[Path]) -> list[Path]:
-    """Those of these folders that have a manifest, oldest first."""
-    with_manifest = [folder for folder in folders if (folder / "manifest.json").is_file()]
-    return sorted(with_manifest, key=lambda folder: ((folder / "manifest.json").stat().st_mtime_ns, folder.name))
+def finished(there: Iterable[Path]) -> list[Path]:
+    """Those of these folders that have a manifest, oldest first. A store is asked once for each, and all at once."""
+    found = list(there)
+    if any(map(folders.is_remote, found)):
+        written = stores.at_once(lambda folder: stores.changed(folder / "manifest.json"), found)
+    else:
+        written = [stores.changed(folder / "manifest.json") for folder in found]
+    with_manifest = [(time, folder) for time, folder in zip(written, found, strict=True) if time is not None]
+    return [folder for _, folder in sorted(with_manifest, key=lambda each: (each[0], each[1].name))]

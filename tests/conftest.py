@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
 from dataflow import mini
 
@@ -61,3 +64,39 @@ def interlace() -> Interlace:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server in this process, moto's; it holds what it is given in memory."""
+    from moto.server import ThreadedMotoServer
+
+    S3FileSystem.clear_instance_cache()  # clients made under another environment
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a fresh, empty bucket, `s3://NAME`; whoever this test starts finds the server by the environment.
+
+    Clients are remembered, with the environment they were made in: who changes that clears their cache after it.
+    """
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{secrets.token_hex(6)}"
+    S3FileSystem().mkdir(bucket)
+    return f"s3://{bucket}"

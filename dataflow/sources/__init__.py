@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
-from dataflow import readers  # its text() would be hidden by our module text
+from dataflow import folders, readers  # its text() would be hidden by our module text
 from dataflow.media import Corrupt, picture
 from dataflow.record import Candidate, Media
 
@@ -78,9 +78,9 @@ def matching(folder: Path, *patterns: str) -> list[str]:
     """Files of a folder that match any pattern, relative, in one fixed order; none in a hidden folder (.cache, .git).
 
     Raises:
-        ValueError: none does, or a name is not UTF-8.
+        ValueError: none does, or a name is not UTF-8, or of a store and with `::`.
     """
-    there = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
+    there = {path for pattern in patterns for path in folders.glob(folder, pattern)}
     found = sorted(file for file in there if not file.startswith(".") and "/." not in file)
     if not found:
         wanted = " or ".join(patterns)
@@ -98,6 +98,8 @@ def spelled(folder: Path, files: list[str]) -> list[str]:
             file.encode()
         except UnicodeEncodeError:
             raise ValueError(f"{folder} holds {file!r}, a name that is not UTF-8: rename the file") from None
+        if "::" in file and folders.is_remote(folder):  # fsspec's mark between two stores, one inside the other
+            raise ValueError(f"{folder} holds {file!r}, a name with '::' that no store's client spells: rename it")
     return files
 
 
@@ -117,7 +119,7 @@ def either(folder: Path, *layouts: str) -> list[str]:
     Raises:
         ValueError: no form is there, or more than one: each row would be read twice.
     """
-    there = [layout for layout in layouts if next(folder.glob(layout), None)]
+    there = [layout for layout in layouts if next(folders.glob(folder, layout), None)]
     if len(there) > 1:
         raise ValueError(f"{folder} holds {' and '.join(there)}, forms of the same rows: keep one of them there")
     return matching(folder, *(there or layouts))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dataflow import folders
 from dataflow.media import Corrupt, LeftOut
 from dataflow.record import Candidate, Media
 from dataflow.sources import Read, cell, matching, opened, words
@@ -46,8 +47,8 @@ class Aurora:
             ValueError: none of these parts is there, or there are both forms.
         """
         lists = [f"data/{part}/train.json" for part in self.parts]
-        there = [path for path in lists if (folder / path).is_file()]
-        parquet = next(folder.glob(_PARQUET), None)
+        there = [path for path in lists if folders.is_file(folder / path)]
+        parquet = next(folders.glob(folder, _PARQUET), None)
         if there and parquet:
             raise ValueError(
                 f"{folder} holds {there[0]} and {_PARQUET}, forms of the same rows: keep one of them there"

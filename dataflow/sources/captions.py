@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
+from dataflow import folders
 from dataflow.draw import draw
 from dataflow.media import Corrupt, Missing
 from dataflow.record import Candidate, Image, Media, Message, Text
@@ -101,7 +102,7 @@ def finished(folder: Path, *patterns: str) -> list[str]:
     found = matching(folder, *patterns)
     tars = {file.removesuffix(".tar") for file in found if file.endswith(".tar")}
     held = [PurePosixPath(file) for file in found if file.removesuffix(".parquet") not in tars]
-    beside = {home: {entry.name for entry in (folder / home).iterdir()} for home in {path.parent for path in held}}
+    beside = {home: set(folders.names(folder / home)) for home in {path.parent for path in held}}
     counted = {home for home, names in beside.items() if any(name.endswith("_stats.json") for name in names)}
     unfinished = [
         path.as_posix()

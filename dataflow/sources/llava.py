@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import yaml
 
+from dataflow import folders
 from dataflow.media import Corrupt, Media, picture, summary
 from dataflow.readers import text
 from dataflow.record import Candidate, Image, Message, Role, Text
@@ -146,10 +147,11 @@ def _data(cell: Any, read: Read) -> bytes | None:
 def _parts(folder: Path, file: str) -> Iterator[str]:
     """The files that a YAML of parts lists, relative to the folder."""
     path = folder / file
-    if not path.is_file() or path.stat().st_size > _LISTING:
+    if not folders.is_file(path) or folders.size(path) > _LISTING:
         raise ValueError(f"{file} is no file of at most {_LISTING} bytes: a list of parts is short")
     try:
-        text = path.read_text(encoding="utf-8")
+        with folders.opened(path) as stream:
+            text = stream.read().decode()
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ValueError("it has aliases, which a list of parts does not need")
         listed = yaml.safe_load(text)
@@ -168,8 +170,8 @@ def _parts(folder: Path, file: str) -> Iterator[str]:
                 f"and give it an amount in the mixture"
             )
         place = PurePosixPath(path)
-        if place.is_absolute() and place.is_relative_to(folder):
-            place = place.relative_to(folder)
-        if place.is_absolute() or ".." in place.parts or not (folder / place).is_file():
+        if place.is_absolute() and place.is_relative_to(str(folder)):
+            place = place.relative_to(str(folder))
+        if place.is_absolute() or ".." in place.parts or not folders.is_file(folder / str(place)):
             raise ValueError(f"{file} lists {path}: no file of {folder}; write its path from there")
         yield place.as_posix()

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dataflow import folders
 from dataflow.draw import draw
 from dataflow.media import Corrupt
 from dataflow.record import Candidate
@@ -39,7 +40,7 @@ class MetaClip:
 
     def files(self, folder: Path) -> list[str]:
         """The tars: one folder deep (MetaCLIP), and at the top (img2dataset)."""
-        top = ("*.tar",) if next(folder.glob("*.tar"), None) else ()
+        top = ("*.tar",) if next(folders.glob(folder, "*.tar"), None) else ()
         return finished(folder, "*/*.tar", *top)
 
     def candidates(self, value: dict[str, Any], key: str, read: Read) -> Iterator[Candidate]:

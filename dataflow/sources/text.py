@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dataflow import folders
 from dataflow.media import Corrupt
 from dataflow.record import Candidate, Message, Text
 from dataflow.sources import Read, matching, spelled, words
@@ -38,7 +39,7 @@ class TextDocuments:
         Raises:
             ValueError: there is none, one is packed, or a folder is a link, which may lead anywhere.
         """
-        held = sorted(path.relative_to(folder).as_posix() for path in _within(folder))
+        held = sorted(_within(folder))
         if packed := [file for file in held if file.endswith(_PACKED)]:
             raise ValueError(
                 f"{folder} holds {len(packed)} packed files, {packed[0]} first: unpack them or move them away"
@@ -56,8 +57,15 @@ class TextDocuments:
         yield Candidate(task="text_document", messages=(Message("assistant", (Text(document),)),))
 
 
-def _within(folder: Path) -> Iterator[Path]:
-    """The files under a folder, none hidden."""
+def _within(folder: Path) -> Iterator[str]:
+    """The files under a folder, relative to it, none hidden."""
+    if folders.is_remote(folder):
+        yield from (file for file in folders.files(folder) if not file.startswith(".") and "/." not in file)
+        return
+    yield from (path.relative_to(folder).as_posix() for path in _below(folder))
+
+
+def _below(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
@@ -66,4 +74,4 @@ def _within(folder: Path) -> Iterator[Path]:
         elif path.is_symlink():
             raise ValueError(f"{path} is a link to a folder: put the files there, or place them by --data text=DIR")
         else:
-            yield from _within(path)
+            yield from _below(path)

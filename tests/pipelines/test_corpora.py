@@ -1,15 +1,17 @@
-"""Every corpus of the house from its upstream layout: built, verified, read by webdataset, the same bytes again."""
+"""Every corpus from its upstream layout: built, verified, read by webdataset, the same bytes again from a store."""
 
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 
+import fsspec
 import here
 import pytest
 import webdataset as wds
 
-from dataflow import index, mini, readers
+from dataflow import folders, index, mini, readers
 from dataflow.build import ShardJob
 from dataflow.index import BuiltCorpus
 from dataflow.record import GROUPS
@@ -45,8 +47,20 @@ def built(corpus: Corpus, data: Path, folder: Path) -> BuiltCorpus:
     )
 
 
+def in_memory(source: Path) -> Path:
+    """A folder of a store that holds a source's folder."""
+    folder = folders.folder(f"memory://{secrets.token_hex(6)}")
+    client, home = fsspec.filesystem("memory"), folders.stored(folder).path
+    for path in source.rglob("*"):
+        if path.is_file():
+            client.pipe_file(f"{home}/{path.relative_to(source.parent).as_posix()}", path.read_bytes())
+    return folder
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_corpus_is_built_verified_and_read_by_webdataset(name: str, world: Path, tmp_path: Path) -> None:
+def test_a_corpus_is_built_verified_and_read_by_webdataset_and_the_same_from_a_store(
+    name: str, world: Path, tmp_path: Path
+) -> None:
     corpus = recipe.load(name)
     made = built(corpus, world, tmp_path / "a")
     counts = made.manifest["counts"]
@@ -64,7 +78,7 @@ def test_a_corpus_is_built_verified_and_read_by_webdataset(name: str, world: Pat
         assert {name: data for name, data in sample.items() if name[0].isdigit()} == pictures
         assert json.loads(sample["json"])["task"] == record.task
 
-    again = built(corpus, world, tmp_path / "b")
+    again = built(corpus, in_memory(world / corpus.source.name), tmp_path / "b")
     assert again.manifest["root_digest"] == made.manifest["root_digest"]
     digests = json.loads(GOLDEN.read_text())
     assert set(digests) == set(NAMES) - DECODED
