@@ -166,6 +166,10 @@ class EntryMatches:
         """entries: numbers."""
         return pa.schema([("entries", pa.list_(pa.int32()))])
 
+    def there(self) -> None:
+        """ValueError where the list is not there, or is another one."""
+        self.entries.read()
+
     def ready(self) -> Ready:
         """The automaton over all entries: 0.25 GB for 500,000."""
         matcher = Matcher(self.entries.read())

@@ -32,7 +32,8 @@ class Measure(Protocol):
     """A frozen dataclass: its values and `version` are part of the key, so is the version of every library it names.
 
     libraries: distributions whose version changes the values. gpus: of one worker, where the cluster has any. It may
-    have `measures`: others, that it is made of.
+    have `measures`: others, that it is made of; and `there()`, which raises ValueError where files or weights that
+    `ready` will need are not to be had, so that it is known before hours of other work.
     """
 
     version: ClassVar[int]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from models.bounds import SEED, SIDE, refused, whole, within
 from models.layout import (
     CHATML,
     LLAMA3,
@@ -40,6 +41,9 @@ from models.views import Patches, Square, Tiles, View
 if TYPE_CHECKING:
     from models.interface import Architecture
 
+COEFFICIENT = 1e6  # of a loss or a rate beside another: beyond it float32 forgets the other
+PIXELS = SIDE**2  # of a picture
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetaMorph:
@@ -58,7 +62,9 @@ class MetaMorph:
     seed: int = 0  # of the weights that start at random
 
     def __post_init__(self) -> None:
-        _check_grid(self.grid, self.vision)
+        _check_grid(self)
+        within(self, 0, COEFFICIENT, "vision_coefficient")
+        whole(self, "seed", least=0, most=SEED)
 
     version: ClassVar[int] = 1
     tasks: ClassVar[tuple[str, ...]] = (
@@ -111,9 +117,10 @@ class Visualizer:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_grid(self.grid, self.vision)
-        if not 0 <= self.condition_dropout <= 1:
-            raise ValueError(f"condition_dropout={self.condition_dropout}: a probability is 0 to 1")
+        _check_grid(self)
+        whole(self, "projector_width")
+        within(self, 0, 1, "condition_dropout")
+        whole(self, "seed", least=0, most=SEED)
 
     version: ClassVar[int] = 1
     tasks: ClassVar[tuple[str, ...]] = (
@@ -298,12 +305,13 @@ class MetaQuery:
     seed: int = 0  # of the weights that start at random
 
     def __post_init__(self) -> None:
-        if self.queries < 1 or self.caption_tokens < 1:
-            raise ValueError("queries and caption_tokens are 1 or more")
-        if not 0 <= self.condition_dropout <= 1 / 3:
-            raise ValueError(f"condition_dropout={self.condition_dropout}: 0 to 1/3, it is used three times")
-        if not 0 <= self.reconstruction <= 1:
-            raise ValueError(f"reconstruction={self.reconstruction}: a share is 0 to 1")
+        whole(self, "queries", "caption_tokens")
+        within(self, 0, 1 / 3, "condition_dropout")  # it is used three times
+        within(self, 0, 1, "reconstruction")
+        whole(self, "pixels", most=PIXELS)
+        if self.pixels[0] > self.pixels[1]:
+            raise refused(self, "pixels", "must be the fewest, then the most")
+        whole(self, "seed", least=0, most=SEED)
 
     version: ClassVar[int] = 1
     tasks: ClassVar[tuple[str, ...]] = ("text_to_image", "frame_prediction", "image_editing", "subject_driven")
@@ -371,10 +379,10 @@ class MetaQuery:
         return build(self)
 
 
-def _check_grid(grid: int, vision: Siglip | Pretrained | OpenClip) -> None:
+def _check_grid(config: MetaMorph | Visualizer) -> None:
     """Tokens are made fewer, never more; a pretrained encoder's own grid is not known before it is loaded."""
-    if grid < 1 or (isinstance(vision, Siglip) and grid > vision.picture // vision.patch):
-        raise ValueError(f"grid={grid}: use 1 to the encoder's patches a side")
+    vision = config.vision.sizes if isinstance(config.vision, Pretrained) else config.vision
+    whole(config, "grid", most=vision.picture // vision.patch if isinstance(vision, Siglip) else SIDE)
 
 
 def vision_pixels(vision: Siglip | Pretrained | OpenClip) -> int:
@@ -409,9 +417,7 @@ def check_diffusion(config: Transfusion) -> None:
     """What configs that noise a canvas share."""
     if config.canvas.cells % config.coder.patch:
         raise ValueError(f"a canvas of {config.canvas.cells} cells a side has no whole patches of {config.coder.patch}")
-    if not 0 <= config.condition_dropout <= 1:
-        raise ValueError(f"condition_dropout={config.condition_dropout}: a probability is 0 to 1")
-    if not 1 <= config.noise_cap <= 1000:
-        raise ValueError(f"noise_cap={config.noise_cap}: timesteps are 1 to 1000")
-    if min(config.text_rate, config.picture_coefficient) < 0:
-        raise ValueError("text_rate and picture_coefficient are 0 or more")
+    within(config, 0, 1, "condition_dropout")
+    whole(config, "noise_cap", most=1000)  # timesteps
+    within(config, 0, COEFFICIENT, "picture_coefficient", "text_rate")
+    whole(config, "seed", least=0, most=SEED)

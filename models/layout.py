@@ -128,7 +128,7 @@ class Layout(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Text <-> ids. `control` names the template's own tokens, which no text can spell."""
+    """Text <-> ids under `size`. `control` names the template's own tokens, which no text can spell."""
 
     @property
     def size(self) -> int: ...
@@ -182,7 +182,8 @@ class FileTokenizer:
         spelled = [name for name in controls if self._control[name] in self.encode(name)]
         if spelled:
             raise ValueError(f"{file} does not mark {spelled[0]} as special, so that any text could spell it: mark it")
-        self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        # an id is a row of the embedding, so what counts is the last one: ids of a tokenizer may have gaps
+        self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no begin token is added, control tokens spelled in it stay text."""

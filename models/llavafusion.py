@@ -178,7 +178,7 @@ def loaded(weights: Pretrained) -> LlavaNextForConditionalGeneration:
     rows, ids = llava.model.language_model.config.vocab_size, vocabulary(weights)
     if rows < ids:
         raise ValueError(
-            f"{weights.path} has {rows} rows for a tokenizer of {ids} ids: "
+            f"{weights.path} has {rows} rows for a tokenizer whose last id is {ids - 1}: "
             "every id needs a row, use the tokenizer.json that was published with the weights"
         )
     return llava

@@ -446,7 +446,7 @@ def build(config: MetaQuery) -> MetaQueryArchitecture:
     ids = ids_of(config)
     if head.out_features < ids:
         raise ValueError(
-            f"the backbone has {head.out_features} rows for a tokenizer of {ids} ids: "
+            f"the backbone has {head.out_features} rows for a tokenizer whose last id is {ids - 1}: "
             "every id needs a row, use the tokenizer.json that was published with the weights"
         )
     encoder = MetaQueryEncoder(tower, canvas_encoder(config.decoder.canvas))

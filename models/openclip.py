@@ -149,6 +149,18 @@ def checkpoint(weights: OpenClip) -> Path:
     raise ValueError(f"{folder} holds none of {', '.join(FILES)}: give a folder in open_clip's layout")
 
 
+def there(weights: OpenClip) -> None:
+    """Whether its weights are here or can be had, before anything is loaded or downloaded.
+
+    Raises:
+        ValueError: neither.
+    """
+    if weights.folder is not None or (weights.pretrained is not None and Path(weights.pretrained).is_file()):
+        checkpoint(weights)
+        return
+    pretrained.there(Pretrained(path=published(weights)["hf_hub"].strip("/"), revision=weights.revision))
+
+
 def _tensors(file: Path) -> dict[str, Tensor]:
     """The trunk's weights by the trunk's own names. What is pickled is read if it is tensors and plain values alone."""
     import pickle
@@ -158,6 +170,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
     try:
         if file.suffix == ".safetensors":
+            pretrained.floats(file)
             with safe_open(file, framework="pt") as opened:
                 names = [name for name in opened.keys() if name.startswith(TRUNK)]  # noqa: SIM118
                 return {name.removeprefix(TRUNK): opened.get_tensor(name) for name in names}

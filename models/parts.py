@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from models.bounds import SEED, SIDE, divides, over_zero, refused, whole, within
 from models.layout import TEMPLATES, ByteTokenizer, FileTokenizer, Template, TemplateName, Tokenizer
 
 LOCAL = "local-dir:"  # open_clip's word before a folder
+POSITIONS = 1_000_000_000  # of a text, and rows of a vocabulary: more than there are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,12 @@ class RopeScaling:
     high: float
     original: int
 
+    def __post_init__(self) -> None:
+        over_zero(self, "factor", "low", "high")
+        whole(self, "original", most=POSITIONS)
+        if self.low >= self.high:
+            raise refused(self, "low", f"must be under high={self.high!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Llama:
@@ -67,15 +75,15 @@ class Llama:
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None and self.vocabulary is None:
-            raise ValueError(f"{self}: a tokenizer of files needs its rows spelled out, give vocabulary")
-        if min(self.width, self.layers, self.heads, self.kv_heads, self.ffn, self.max_positions) < 1:
-            raise ValueError(f"{self}: sizes are 1 or more")
-        if self.vocabulary is not None and self.vocabulary < 1:
-            raise ValueError(f"{self}: a vocabulary has 1 row or more")
-        if not (0 < self.rope_theta < float("inf") and 0 < self.norm_eps < 1):
-            raise ValueError(f"{self}: rope_theta is over 0 and finite, norm_eps between 0 and 1")
-        if self.width % self.heads or self.heads % self.kv_heads:
-            raise ValueError(f"{self}: heads must divide width, and kv_heads divide heads")
+            raise refused(self, "vocabulary", "must be spelled out beside a tokenizer of files: give vocabulary")
+        whole(self, "width", "layers", "heads", "kv_heads", "ffn")
+        whole(self, "max_positions", *(() if self.vocabulary is None else ("vocabulary",)), most=POSITIONS)
+        over_zero(self, "rope_theta", "norm_eps")
+        within(self, 0, 1, "norm_eps")
+        divides(self, "heads", "width")
+        divides(self, "kv_heads", "heads")
+        if self.width // self.heads % 2:
+            raise refused(self, "heads", f"makes heads of {self.width // self.heads}: rotary angles turn pairs, even")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +99,13 @@ class Siglip:
     seed: int = 0  # the frozen weights are a function of it, so that every rank and run sees the same features
 
     def __post_init__(self) -> None:
-        if min(self.picture, self.patch, self.width, self.layers, self.heads, self.ffn) < 1:
-            raise ValueError(f"{self}: sizes are 1 or more")
-        # patch need not divide picture: SigLIP so400m reads 384 px by 14 and leaves the rest out
-        if self.picture < self.patch or self.width % self.heads:
-            raise ValueError(f"{self}: a picture holds a patch at least, and heads divide width")
+        whole(self, "width", "layers", "heads", "ffn")
+        whole(self, "picture", most=SIDE)
+        whole(self, "patch", most=SIDE)
+        if self.patch > self.picture:  # it need not divide: SigLIP so400m reads 384 px by 14, the rest is out
+            raise refused(self, "patch", f"must be no more than picture={self.picture}")
+        whole(self, "seed", least=0, most=SEED)
+        divides(self, "heads", "width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +147,16 @@ class UNet:
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"  # Stable Diffusion 1.5 predicts epsilon
 
     def __post_init__(self) -> None:
-        if min(*self.channels, self.layers_per_block, self.condition_width, self.heads, self.picture) < 1:
-            raise ValueError(f"{self}: sizes are 1 or more")
-        if len(self.channels) != len(self.attends) or self.picture % 2 ** (len(self.channels) - 1):
-            raise ValueError(f"{self}: attends has a value per scale, and every scale but the first halves the picture")
+        whole(self, "channels", "layers_per_block", "condition_width", "heads")
+        whole(self, "picture", most=SIDE)
+        if not self.channels or len(self.channels) != len(self.attends):
+            raise refused(self, "channels", f"must have a value per scale, as attends={self.attends}")
+        if self.picture % 2 ** (len(self.channels) - 1):
+            raise refused(self, "picture", f"must halve {len(self.channels) - 1} times, once per scale after the first")
+        if any(width % self.heads for width, attends in zip(self.channels, self.attends, strict=True) if attends):
+            raise refused(self, "heads", f"must divide channels={self.channels} where a scale attends")
+        if self.channels[0] < 4:
+            raise refused(self, "channels", "must begin with 4 or more: half of them are waves of the timestep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +164,9 @@ class Pixels:
     """Pictures are noised and painted as they are, in -1..1, without a VAE. `side` in pixels."""
 
     side: int
+
+    def __post_init__(self) -> None:
+        whole(self, "side", most=SIDE)
 
     @property
     def channels(self) -> int:
@@ -175,6 +194,14 @@ class Vae:
     groups: int = 32  # of the group norms
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        whole(self, "channels", "latent_channels", "layers_per_block", "groups")
+        whole(self, "seed", least=0, most=SEED)
+        over_zero(self, "scale")
+        if not self.channels:
+            raise refused(self, "channels", "must have a value per scale")
+        divides(self, "groups", "channels")
+
     @property
     def factor(self) -> int:
         """Pixels a side of one latent."""
@@ -195,8 +222,9 @@ class Latents:
     subfolder: str | None = None
 
     def __post_init__(self) -> None:
-        if min(self.side, self.factor, self.channels) < 1 or self.side % self.factor:
-            raise ValueError(f"{self}: sizes are 1 or more, and factor divides side")
+        whole(self, "side", "factor", most=SIDE)
+        whole(self, "channels")
+        divides(self, "factor", "side")
         if isinstance(self.vae, Vae) and (self.factor, self.channels) != (self.vae.factor, self.vae.latent_channels):
             raise ValueError(f"{self}: factor and channels are those of the vae")
 
@@ -218,6 +246,9 @@ class LinearCoder:
 
     patch: int
 
+    def __post_init__(self) -> None:
+        whole(self, "patch", most=SIDE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetCoder:
@@ -236,11 +267,10 @@ class UNetCoder:
 
     def __post_init__(self) -> None:
         if not self.channels or len(self.channels) != len(self.attends):
-            raise ValueError(f"{self}: attends has a value per scale")
-        if min(*self.channels, self.layers_per_block, self.head_width, self.groups) < 1:
-            raise ValueError(f"{self}: sizes are 1 or more")
-        if any(width % self.groups or width % self.head_width for width in self.channels):
-            raise ValueError(f"{self}: groups and head_width divide the channels")
+            raise refused(self, "channels", f"must have a value per scale, as attends={self.attends}")
+        whole(self, "channels", "layers_per_block", "head_width", "groups")
+        divides(self, "groups", "channels")
+        divides(self, "head_width", "channels")
 
     @property
     def patch(self) -> int:
@@ -263,12 +293,11 @@ class Clip:
     ffn: int
 
     def __post_init__(self) -> None:
-        if min(self.picture, self.patch, self.width, self.layers, self.heads, self.ffn) < 1:
-            raise ValueError(f"{self}: sizes are 1 or more")
-        if self.picture % self.patch or self.width % self.heads:
-            raise ValueError(f"{self}: patch divides picture, and heads divide width")
-        if self.layers < 2:
-            raise ValueError(f"{self}: the last layer but one is read, so there are two at least")
+        whole(self, "width", "heads", "ffn")
+        whole(self, "layers", least=2)  # the last but one is read
+        whole(self, "picture", "patch", most=SIDE)
+        divides(self, "patch", "picture")
+        divides(self, "heads", "width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +311,9 @@ class LlavaNext:
     text: Llama
     pinpoints: tuple[tuple[int, int], ...]
     seed: int = 0  # the frozen weights are a function of it, so that every rank and run sees the same features
+
+    def __post_init__(self) -> None:
+        whole(self, "seed", least=0, most=SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,10 +333,17 @@ class QwenVision:
     whole: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if min(self.patch, self.merge, self.width, self.layers, self.heads, self.ffn) < 1 or self.width % self.heads:
-            raise ValueError(f"{self}: sizes are 1 or more, and heads divide width")
+        whole(self, "width", "layers", "heads", "ffn")
+        whole(self, "patch", "merge", "window", most=SIDE)
+        whole(self, "whole", least=0)
+        if any(layer >= self.layers for layer in self.whole):
+            raise refused(self, "whole", f"must be numbers of layers, under layers={self.layers}")
+        divides(self, "heads", "width")
+        if self.width // self.heads % 4:
+            rule = f"makes heads of {self.width // self.heads}: half of one turns with the row, half with the column, "
+            raise refused(self, "heads", f"{rule}in pairs, so 4 divides it")
         if self.window < self.tile or self.window % self.tile:
-            raise ValueError(f"{self}: a window holds whole tokens of {self.tile} px")
+            raise refused(self, "window", f"must hold whole tokens of {self.tile} px")
 
     @property
     def tile(self) -> int:
@@ -325,8 +364,11 @@ class QwenVL:
     seed: int = 0  # the frozen weights are a function of it, so that every rank and run sees the same features
 
     def __post_init__(self) -> None:
+        whole(self, "sections", least=0)
+        whole(self, "seed", least=0, most=SEED)
         if 2 * sum(self.sections) != self.text.width // self.text.heads:
-            raise ValueError(f"{self}: sections add up to half the width of a head")
+            head = self.text.width // self.text.heads
+            raise refused(self, "sections", f"must add up to half the width of a head, {head} / 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +378,9 @@ class LlavaOneVision:
     vision: Siglip
     text: Llama
     seed: int = 0  # the frozen weights are a function of it, so that every rank and run sees the same features
+
+    def __post_init__(self) -> None:
+        whole(self, "seed", least=0, most=SEED)
 
 
 VisionLanguage = QwenVL | LlavaOneVision
@@ -359,8 +404,13 @@ class DeepVae:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not len(self.channels) == len(self.attends) == len(self.encoder_layers) == len(self.decoder_layers):
-            raise ValueError(f"{self}: attends and layers have a value per scale")
+        if not len(self.channels) == len(self.attends) == len(self.encoder_layers) == len(self.decoder_layers) > 0:
+            raise refused(self, "channels", "must have a value per scale, as attends, encoder_layers, decoder_layers")
+        whole(self, "channels", "latent_channels", "head_width")
+        whole(self, "encoder_layers", "decoder_layers", "seed", least=0, most=SEED)
+        over_zero(self, "scale")
+        if any(attends and width < self.head_width for width, attends in zip(self.channels, self.attends, strict=True)):
+            raise refused(self, "head_width", f"must be no more than channels={self.channels} where a scale attends")
 
     @property
     def factor(self) -> int:
@@ -382,8 +432,9 @@ class DeepLatents:
     subfolder: str | None = "vae"
 
     def __post_init__(self) -> None:
-        if min(self.side, self.factor, self.channels) < 1 or self.side % self.factor:
-            raise ValueError(f"{self}: sizes are 1 or more, and factor divides side")
+        whole(self, "side", "factor", most=SIDE)
+        whole(self, "channels")
+        divides(self, "factor", "side")
         if isinstance(self.vae, DeepVae) and (self.factor, self.channels) != (
             self.vae.factor,
             self.vae.latent_channels,
@@ -409,10 +460,13 @@ class SanaTransformer:
     patch: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.layers, self.heads, self.head_width, self.cross_heads, self.condition_width, self.patch) < 1:
-            raise ValueError(f"{self}: sizes are 1 or more")
+        whole(self, "layers", "heads", "head_width", "cross_heads", "condition_width")
+        whole(self, "patch", most=SIDE)
+        over_zero(self, "ffn")
+        if self.ffn * self.heads * self.head_width < 1 or self.ffn > 1000:
+            raise refused(self, "ffn", "must leave a width of 1 or more, and be no more than 1000")
         if (self.heads * self.head_width) % self.cross_heads:
-            raise ValueError(f"{self}: cross_heads divide the width, heads * head_width")
+            raise refused(self, "cross_heads", f"must divide the width, {self.heads} heads * {self.head_width}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,8 +485,7 @@ class Sana:
         sizes = self.network.sizes if isinstance(self.network, Pretrained) else self.network
         if isinstance(sizes, SanaTransformer) and self.canvas.cells % sizes.patch:
             raise ValueError(f"a canvas of {self.canvas.cells} cells a side has no whole patches of {sizes.patch}")
-        if self.shift <= 0 or self.gain <= 0:
-            raise ValueError(f"shift={self.shift}, gain={self.gain}: both are over 0")
+        over_zero(self, "shift", "gain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,9 +500,11 @@ class StableUNet:
     gain: float = 1.0  # as Sana's
 
     def __post_init__(self) -> None:
+        over_zero(self, "gain")
         sizes = self.network.sizes if isinstance(self.network, Pretrained) else self.network
         if isinstance(sizes, UNet) and sizes.picture != self.canvas.cells:
-            raise ValueError(f"{self}: the network paints {sizes.picture} cells a side, not {self.canvas.cells}")
+            told = f"must be the cells a side of its canvas, {self.canvas.cells}"
+            raise ValueError(f"StableUNet.network.picture={sizes.picture} {told}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -465,8 +520,10 @@ class Connector:
     init: float = 0.014  # this and head_width: models/model.py of facebookresearch/metaquery
 
     def __post_init__(self) -> None:
-        if min(self.layers, self.head_width) < 1 or self.init < 0:
-            raise ValueError(f"{self}: layers and head_width are 1 or more, init is not under 0")
+        whole(self, "layers", "head_width")
+        within(self, 0, 1, "init")
+        if self.head_width % 2:
+            raise refused(self, "head_width", "must be even: rotary angles turn pairs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -485,8 +542,8 @@ class Lora:
     targets: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"{self}: rank is 1 or more, alpha over 0")
+        whole(self, "rank")
+        over_zero(self, "alpha")
         if not self.part or not self.targets or not all(self.targets):
             raise ValueError(f"{self}: name the part and the layers in it")
 

@@ -7,7 +7,10 @@ All loads in float32 on the CPU, and a weight that the files lack is an error: l
 from __future__ import annotations
 
 import json
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +55,9 @@ PACKAGE = "package:"  # before the name of an installed package that holds weigh
 
 # What a snapshot needs: no .pth or .bin twins; of a part of a diffusers folder no float16 or non-EMA ones either.
 MODEL_FILES = ("*.json", "*.safetensors")
+_FLOATS = ("BF16", "F16", "F32", "F64")  # safetensors' names of what weights are
+_ANSWERS = 15.0  # seconds that the hub has to say whether it has something
+_COUNTERS = ("position_ids", "num_batches_tracked", "relative_position_index")  # buffers that are whole numbers
 PART_FILES = ("*.json", "*_model.safetensors", "*_model-*.safetensors")
 
 
@@ -70,25 +76,56 @@ def tokenizer(weights: Pretrained) -> Path:
     return _had(weights, ("tokenizer.json",))
 
 
+def there(weights: Pretrained) -> None:
+    """Whether weights are on this machine, or a hub has them: nothing is loaded or downloaded.
+
+    Raises:
+        ValueError: neither.
+    """
+    if not _elsewhere(weights):
+        folder(weights)
+        return
+    import huggingface_hub
+
+    try:
+        huggingface_hub.snapshot_download(weights.path, revision=weights.revision, local_files_only=True)
+    except Exception:  # noqa: BLE001  it is not in the cache, or not whole
+        try:
+            huggingface_hub.HfApi().repo_info(weights.path, revision=weights.revision, timeout=_ANSWERS)
+        except Exception as error:  # as in `_had`
+            raise _unobtained(weights, error) from error
+
+
+def _elsewhere(weights: Pretrained) -> bool:
+    """Whether the path is a hub id."""
+    local = Path(weights.path)
+    named = local.is_absolute() or weights.path.startswith((".", PACKAGE))
+    return not local.is_dir() and not named and len(local.parts) == 2
+
+
 def _had(weights: Pretrained, files: tuple[str, ...]) -> Path:
     local = Path(weights.path)
     if local.is_dir():
         return local
     if weights.path.startswith(PACKAGE):
         return packages.folder(weights.path.removeprefix(PACKAGE))
-    if local.is_absolute() or weights.path.startswith(".") or len(local.parts) != 2:
+    if not _elsewhere(weights):
         raise ValueError(f"{weights.path!r} is no folder here and no hub id (`org/name`): correct the path")
     import huggingface_hub
 
     try:
         return Path(huggingface_hub.snapshot_download(weights.path, revision=weights.revision, allow_patterns=[*files]))
     except Exception as error:  # the hub's errors share no ancestor: HTTP, cache, offline, revision, transfer
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        revision = f" at revision {weights.revision!r}" if weights.revision else ""
-        raise ValueError(
-            f"{weights.path!r}{revision} is no folder here and could not be had from the hub ({reason}): "
-            "give a local folder, or download it first with `hf download`"
-        ) from error
+        raise _unobtained(weights, error) from error
+
+
+def _unobtained(weights: Pretrained, error: Exception) -> ValueError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    revision = f" at revision {weights.revision!r}" if weights.revision else ""
+    return ValueError(
+        f"{weights.path!r}{revision} is no folder here and could not be had from the hub ({reason}): "
+        "give a local folder, or download it first with `hf download`"
+    )
 
 
 def vision_config(weights: Pretrained) -> SiglipVisionConfig:
@@ -410,8 +447,11 @@ def _typed(weights: Pretrained, types: tuple[str, ...], wanted: str) -> tuple[Pa
 def _loaded(kind: Any, place: Path, **options: Any) -> Any:
     """`kind.from_pretrained`, strict about what is missing, what is too much, and where files lie."""
     _inside(place / options.get("subfolder", ""))
+    for file in sorted((place / options.get("subfolder", "")).glob("*.safetensors")):
+        floats(file)
     try:
-        model, report = kind.from_pretrained(place, output_loading_info=True, **options)
+        with _silent():
+            model, report = kind.from_pretrained(place, output_loading_info=True, **options)
     except OSError as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{place} holds no weights for {kind.__name__} ({reason}): download it again") from error
@@ -430,6 +470,40 @@ def _loaded(kind: Any, place: Path, **options: Any) -> Any:
         beyond = f"{len(layers)} weights beyond its config.json, first {min(layers)}"
         raise ValueError(f"{place} holds {beyond}: it would be cut short; download it again")
     return model
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the libraries' own tables of missing and unexpected weights: what is wrong is said here in a line."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def floats(file: Path) -> None:
+    """ValueError where a safetensors file holds other numbers than floats: libraries would cast them and go on.
+
+    A file that does not read is left to its reader, who says so.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return
+    wrong = [name for name, kind in kinds.items() if kind not in _FLOATS and not name.endswith(_COUNTERS)]
+    if wrong:
+        raise ValueError(
+            f"{file} holds {kinds[wrong[0]]} for {len(wrong)} weights, first {wrong[0]}: weights are "
+            f"{', '.join(_FLOATS)}; download the unquantized ones"
+        )
 
 
 def _inside(place: Path) -> None:

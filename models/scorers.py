@@ -15,7 +15,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from models import openclip
+from models import openclip, pretrained
 from models.parts import OpenClip
 
 _PREPARED = ("mean", "std", "interpolation", "resize_mode")  # what a tag of open_clip's says of pictures
@@ -81,6 +81,8 @@ def _load(network: Any, file: Path) -> None:
 
     from safetensors import SafetensorError
 
+    if file.suffix == ".safetensors":
+        pretrained.floats(file)
     try:
         open_clip.load_checkpoint(network, str(file), weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, StopIteration) as error:

@@ -93,7 +93,7 @@ def language_model(backbone: Llama | Pretrained, tokenizer_size: int) -> Languag
         raise ValueError(f"{backbone}: a language model's sizes are a Llama")
     if built.config.vocab_size < tokenizer_size:
         raise ValueError(
-            f"the backbone has {built.config.vocab_size} rows for a tokenizer of {tokenizer_size} ids: "
+            f"the backbone has {built.config.vocab_size} rows for a tokenizer whose last id is {tokenizer_size - 1}: "
             "every id needs a row, use the tokenizer.json that was published with the weights"
         )
     return built

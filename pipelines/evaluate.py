@@ -19,7 +19,7 @@ from dataflow.media import decoded
 from dataflow.record import Record
 from models.interface import Asked, Draw
 from pipelines import plan, sample
-from pipelines.batching import collate
+from pipelines.batching import collate, prepared
 from pipelines.step import Place
 from pipelines.training import Training
 
@@ -64,7 +64,8 @@ def evaluate(folder: Path, place: Place, *, records: int, questions: int) -> dic
     found: dict[str, Task] = {}
     for number, batch in enumerate(_batches(training, place, records)):
         task = found.setdefault(batch[0].task, Task())
-        collated, owners = collate(batch, run.config, layout, rows=len(batch), length=training.sequence_length)
+        rows = [[prepared(record, run.config, layout)] for record in batch]
+        collated, owners = collate(rows, run.config, rows=len(batch), length=training.sequence_length)
         collated = collated.to(run.device)
         with torch.inference_mode():
             losses = run.architecture.module(collated, run.architecture.encode(collated), _draw(number, owners))
@@ -96,9 +97,9 @@ def _batches(training: Training, place: Place, records: int) -> Iterator[list[Re
             yield from (held[first : first + _ROWS] for first in range(0, len(held), _ROWS))
 
 
-def _draw(number: int, owners: list[tuple[int, int]]) -> Draw:
+def _draw(number: int, owners: list[tuple[int, int, int]]) -> Draw:
     def draw(purpose: str, index: int) -> torch.Generator:
-        row, picture = owners[index]
+        row, _, picture = owners[index]
         return torch.Generator().manual_seed(plan.slot_seed(0, number, row, f"evaluate/{purpose}/{picture}"))
 
     return draw

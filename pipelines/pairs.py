@@ -44,6 +44,8 @@ class WriterOf(Protocol):
 
     version: ClassVar[int]
 
+    def there(self) -> None: ...
+
     def ready(self) -> Write: ...
 
 
@@ -52,6 +54,9 @@ class Template:
     """Nobody: a fixed wording around the target's caption, for a corpus without a model and for the miniature ones."""
 
     version: ClassVar[int] = 1
+
+    def there(self) -> None:
+        """Nothing is needed."""
 
     def ready(self) -> Write:
         """Nothing to load."""
@@ -69,6 +74,12 @@ class QwenWriter:
     tokens: int = 256
     pixels: int = 768 * 28 * 28  # both as upstream's curate_dataset.py
     version: ClassVar[int] = 1
+
+    def there(self) -> None:
+        """ValueError where the weights are neither here nor to be had."""
+        from models import pretrained
+
+        pretrained.there(self.weights)
 
     def ready(self) -> Write:
         """Load the network."""
@@ -109,6 +120,12 @@ class Similarity:
         """See the class."""
         numbers = pa.list_(pa.float32())
         return pa.schema([("media", pa.list_(pa.int32())), ("captions", numbers), ("pictures", numbers)])
+
+    def there(self) -> None:
+        """ValueError where the weights are neither here nor to be had."""
+        from models import openclip
+
+        openclip.there(self.weights)
 
     def ready(self) -> Ready:
         """Load the network."""
@@ -178,6 +195,10 @@ class Instructions:
     def measures(self) -> tuple[Similarity, ...]:
         """What it is made of."""
         return (self.similarity,)
+
+    def there(self) -> None:
+        """ValueError where the writer's weights are neither here nor to be had."""
+        self.writer.there()
 
     def ready(self) -> Callable[..., Mapping[str, Sequence[Any]]]:
         """Make the writer ready."""

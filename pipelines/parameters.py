@@ -113,7 +113,10 @@ def page(training: Training, *, nodes: int, gpus: int) -> Iterator[str]:
         numbers = (part.total, part.trained, part.total - part.trained, part.decayed)
         columns = "".join(f"{number:>16,}" for number in numbers)
         yield f"{part.name:{width}}{columns}  {' '.join(f'{rate:g}' for rate in part.rates) or '-'}"
-    yield f"GB of one of {nodes} x {gpus} ranks; parameters only: activations and buffers of communication come on top"
+    yield (
+        f"GB of one of {nodes} x {gpus} ranks. gradients: a number for each trained parameter; optimizer: AdamW's two; "
+        "encoders: frozen ones; parameters only, activations and buffers of communication come on top"
+    )
     yield f"{'':{width}}{'weights':>16}{'gradients':>16}{'optimizer':>16}{'encoders':>16}{'all':>10}"
     chosen = training.execution
     for dtype in ("float32", "bfloat16"):

@@ -30,6 +30,7 @@ from pipelines import recipes
 
 _OUTSIDE = "interlace_recipe_"  # prefix of modules loaded from a file, so that they shadow nothing
 _LONGEST_ARGUMENTS = 1000  # characters: literals that a person typed
+_BRIEF = 80  # letters of a value in an error
 _CALL = re.compile(r"(\w+)\((.*)\)", re.DOTALL)
 
 
@@ -275,7 +276,7 @@ def _replaced(value: Any, path: list[str], text: str, assignment: str) -> Any:
             raise ValueError(f"--set {assignment}: {name} is a whole item; name one of its fields")
         return (*value[:place], _replaced(value[place], rest, text, assignment), *value[place + 1 :])
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        raise ValueError(f"--set {assignment}: {name!r} is looked for in {value!r}, which has no fields")
+        raise ValueError(f"--set {assignment}: {name!r} is looked for in {_brief(value)}, which has no fields")
     names = [field.name for field in dataclasses.fields(value)]
     if name not in names:
         raise ValueError(f"--set {assignment}: {type(value).__name__} has no field {name!r}{nearest(name, names)}")
@@ -286,7 +287,7 @@ def _replaced(value: Any, path: list[str], text: str, assignment: str) -> Any:
     try:
         return dataclasses.replace(value, **{name: _typed(annotation, text, assignment)})
     except ValueError as error:
-        raise ValueError(f"{error}; it is {current!r} now") from None
+        raise ValueError(f"{error}; {name} is {_brief(current)} now{_inside(assignment, current)}") from None
 
 
 def _typed(annotation: Any, text: str, assignment: str) -> Any:
@@ -318,13 +319,40 @@ def _typed(annotation: Any, text: str, assignment: str) -> Any:
                 return tuple(_typed(kind, piece.strip(), assignment) for kind, piece in zip(kinds, pieces, strict=True))
         elif dataclasses.is_dataclass(option) and (made := _CALL.fullmatch(text)) and made[1] == option.__name__:
             return option(**_arguments(option, made[2], f"--set {assignment}"))
-    raise ValueError(f"--set {assignment}: {text!r} is not {_named(annotation)}")
+    shown = text if len(text) <= _BRIEF else f"{text[:_BRIEF]}..."
+    raise ValueError(f"--set {assignment[:120]}: {shown!r} is not {_named(annotation)}")
+
+
+def _brief(value: Any) -> str:
+    """A value for the end of an error: a plain one as it is written, of a dataclass its kind."""
+    told = repr(value)
+    if len(told) <= _BRIEF:
+        return told
+    if dataclasses.is_dataclass(value):
+        return f"of class {type(value).__name__}"
+    if isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
+        return f"{len(value)} x {type(value[0]).__name__}"
+    return f"{told[:_BRIEF]}..."
+
+
+def _inside(assignment: str, value: Any) -> str:
+    """How to change one thing of a value that has fields or items, for the end of an error."""
+    path = assignment.partition("=")[0]
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        name, value = getattr(value[0], "name", 0), value[0]
+        path = f"{path}.{name}"
+    if not dataclasses.is_dataclass(value):
+        return ""
+    names = [field.name for field in dataclasses.fields(value)]
+    return f": change a field of it, as --set {path}.{names[-1]}=...; it has {', '.join(names)}"
 
 
 def _named(annotation: Any) -> str:
     """An annotation as a person writes it."""
     if _is_union(annotation):
         return " | ".join(_named(option) for option in typing.get_args(annotation))
+    if annotation is Any:
+        return "a value that the field takes"
     if isinstance(annotation, type):
         return "None" if annotation is type(None) else annotation.__name__
     return str(annotation).replace("typing.", "")

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from jinja2 import Environment
 
 from dataflow import curation, index
 from dataflow.build import write_atomically
+from dataflow.folders import is_file
 from dataflow.index import BuiltCorpus
 from dataflow.media import decoded
 from dataflow.record import Record
@@ -38,26 +40,33 @@ class Curve:
     steps: int
 
 
-def write(page: Path, folders: Sequence[Path], *, pictures: Sequence[tuple[str, Path]] = ()) -> Path:
+def write(
+    page: Path,
+    folders: Sequence[Path],
+    *,
+    pictures: Sequence[tuple[str, Path]] = (),
+    store: Path | None = None,
+) -> Path:
     """Write the page about these folders; returns its path.
 
     Args:
         folders: built corpora, runs, and curations (ROOT/selections/KEY).
         pictures: (caption, PNG) shown under a heading of their own.
+        store: where the corpora that curations speak of lie, if not in <root>/corpora.
     Raises:
         ValueError: a folder that is none of these.
     """
     corpora, runs, curations = [], [], []
     for folder in folders:
-        if (folder / "verdicts.parquet").is_file():
-            curations.append(_undamaged(_curation, folder))
-        elif (folder / "selection.parquet").is_file():
+        if is_file(folder / "verdicts.parquet"):
+            curations.append(_undamaged(partial(_curation, store=store), folder))
+        elif is_file(folder / "selection.parquet"):
             raise ValueError(
                 f"{folder} is a member's selection, without reasons to show: `interlace diff` compares two"
             )
-        elif (folder / "manifest.json").is_file():
+        elif is_file(folder / "manifest.json"):
             corpora.append(_undamaged(_corpus, folder))
-        elif (folder / "recipe.json").is_file():
+        elif is_file(folder / "recipe.json"):
             runs.append(_undamaged(_run, folder))
         else:
             raise ValueError(
@@ -113,13 +122,13 @@ def _corpus(folder: Path) -> dict[str, Any]:
     }
 
 
-def _curation(folder: Path) -> dict[str, Any]:
+def _curation(folder: Path, store: Path | None) -> dict[str, Any]:
     """A curation with records that it speaks of, where their corpora lie beside it."""
     manifest = curation.read_manifest(folder)
-    examples = []
+    rule, examples = manifest["step"]["curation"], []
     for name, verdicts in curation.read(folder).items():
-        corpus = folder.parent.parent / "corpora" / name
-        if not (corpus / "manifest.json").is_file():
+        corpus = (store or folder.parent.parent / "corpora") / name
+        if not is_file(corpus / "manifest.json"):
             continue
         opened, reasons = BuiltCorpus(corpus), verdicts.reasons.to_pylist()
         said = [place for place, reason in enumerate(reasons) if reason]
@@ -128,12 +137,54 @@ def _curation(folder: Path) -> dict[str, Any]:
             examples.append({**example(opened.record(place)), "now": now, "reason": reasons[place]})
     return {
         "name": folder.name,
-        "rule": manifest["step"]["curation"],
+        "rule": in_words({**rule, "against": [each["source"]["name"] for each in rule.get("against", ())]}),
+        "told": next(curation.lines(manifest)),
         "counts": manifest["counts"],
         "reasons": manifest["reasons"],
         "table": manifest["table"],
         "examples": examples,
     }
+
+
+def in_words(description: Any) -> str:
+    """A described value for people: its kind, and in brackets its fields by name, none that are empty.
+
+    Duplicates (distance 2), Above (measure ClipScore (weights OpenClip (model ViT-B-32, ...)), column score)
+    """
+    if isinstance(description, list):
+        return ", ".join(in_words(item) for item in description)
+    if not isinstance(description, dict):
+        return f"{description:g}" if isinstance(description, float) else str(description)
+    told = [
+        f"{name.replace('_', ' ')} {in_words(value)}"
+        for name, value in description.items()
+        if name not in ("is", "version") and value not in (None, [], "")
+    ]
+    kind = str(description["is"]).rpartition(":")[2]
+    return f"{kind} ({', '.join(told)})" if told else kind
+
+
+def _settings(run: Path) -> list[tuple[str, str]]:
+    """What a run was asked to do, name and value in words."""
+    stored = json.loads((run / "recipe.json").read_bytes())
+    value = stored["value"]
+    optimizer = {name: setting for name, setting in value["optimizer"].items() if name not in ("is", "version")}
+    architecture = {name: part for name, part in value["architecture"].items() if name not in ("is", "version")}
+    kind = str(value["architecture"]["is"]).rpartition(":")[2]
+    plain = ("batch", "sequence_length", "steps", "seed", "packing", "execution")
+    return [
+        ("recipe", str(stored["recipe"])),
+        ("architecture", kind),
+        *((f"  {name}", in_words(part)) for name, part in architecture.items() if part not in (None, [], "")),
+        *((name.replace("_", " "), in_words(value[name])) for name in plain if value.get(name) is not None),
+        ("optimizer", ", ".join(f"{name.replace('_', ' ')} {in_words(each)}" for name, each in optimizer.items())),
+    ]
+
+
+def _evaluated(run: Path) -> dict[str, Any] | None:
+    """The last evaluation of a run, if there was one."""
+    path = run / "evaluation.json"
+    return json.loads(path.read_bytes()) if path.is_file() else None
 
 
 def example(record: Record) -> dict[str, Any]:
@@ -160,6 +211,8 @@ def _run(folder: Path) -> dict[str, Any]:
     names = sorted(metrics[0]["losses"]) if metrics else []
     return {
         "name": folder.name,
+        "settings": _settings(folder),
+        "evaluation": _evaluated(folder),
         "done": (folder / "done.json").is_file(),
         "steps": len(metrics),
         "seconds": sum(line["seconds"] for line in metrics),

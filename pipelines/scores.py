@@ -44,6 +44,12 @@ class ClipScore:
         """score, and why there is none."""
         return pa.schema([("score", pa.float32()), ("reason", pa.string())])
 
+    def there(self) -> None:
+        """ValueError where the weights are neither here nor to be had."""
+        from models import openclip
+
+        openclip.there(self.weights)
+
     def ready(self) -> Ready:
         """Load the network."""
         from models.scorers import Scorer  # torch, which a recipe does without

@@ -341,7 +341,7 @@ def test_a_vocabulary_smaller_than_its_tokenizer_is_refused(
 ) -> None:
     save_tokenizer(tmp_path / "llama")
     config = replace(TINY, backbone=published_llama(tmp_path / "llama", rows=200))
-    with pytest.raises(ValueError, match="200 rows for a tokenizer of 261 ids"):
+    with pytest.raises(ValueError, match="200 rows for a tokenizer whose last id is 260"):
         config.build()
 
 

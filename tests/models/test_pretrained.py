@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -356,6 +358,76 @@ def test_a_tokenizer_that_lacks_its_templates_controls_is_refused(
     save_tokenizer(tmp_path)
     with pytest.raises(ValueError, match=r"lacks <\|im_start\|>, <\|im_end\|>"):
         tokenizer_of(replace(TINY, tokenizer=Pretrained(path=str(tmp_path), template="chatml")))
+
+
+@pytest.mark.parametrize(
+    ("gap", "vocabulary", "refused"), [(5_000, 300, True), (5_000, 5_001, False), (259, 260, False)]
+)
+def test_ids_of_a_tokenizer_that_leave_gaps_need_rows_up_to_the_last(
+    gap: int, vocabulary: int, refused: bool, tmp_path: Path, save_tokenizer: Callable[..., None]
+) -> None:
+    save_tokenizer(tmp_path, CHATML.controls)
+    file = tmp_path / "tokenizer.json"
+    described = json.loads(file.read_bytes())
+    described["model"]["vocab"]["\u0120far"] = gap  # no other id is over 258
+    file.write_text(json.dumps(described))
+    backbone = replace(TINY, vocabulary=vocabulary, tokenizer=Pretrained(path=str(tmp_path), template="chatml"))
+    config = Transfusion(backbone=backbone, canvas=Pixels(side=16), coder=LinearCoder(patch=8))
+    assert config.layout().image_start == gap + 1  # or that word would open a picture
+    if refused:
+        with pytest.raises(ValueError, match=f"{vocabulary} rows for a tokenizer whose last id is {gap}: every id"):
+            config.build()
+    else:
+        assert config.build().module.tokenizer_size == gap + 1
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int8, torch.bool])
+def test_weights_that_are_whole_numbers_are_refused_by_name(kind: torch.dtype, tmp_path: Path) -> None:
+    random_language_model(TINY).save_pretrained(tmp_path, max_shard_size="60KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    tensors = load_file(shard)
+    name = min(tensors)
+    save_file({**tensors, name: tensors[name].to(kind)}, shard, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{shard.name} holds \w+ for 1 weights, first {name}: weights are BF16, F16"):
+        pretrained.language_model(Pretrained(path=str(tmp_path)))
+
+
+def test_buffers_that_count_are_no_weights(tmp_path: Path) -> None:
+    random_siglip(EYES).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    ids = {"vision_model.embeddings.position_ids": torch.arange(16)[None]}
+    save_file({**tensors, **ids}, tmp_path / "model.safetensors", {"format": "pt"})
+    VisionEncoder(Pretrained(path=str(tmp_path)), grid=2)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_nothing_but_our_line_is_said_of_weights_that_do_not_fit(
+    change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    random_language_model(TINY).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    if change == "missing":
+        del tensors["model.norm.weight"]
+    else:
+        tensors["model.layers.9.more"] = torch.zeros(3)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    theirs = logging.getLogger("transformers")  # which passes nothing on to loggers above it
+    theirs.addHandler(caplog.handler)
+    try:
+        with pytest.raises(ValueError, match="weights"):
+            pretrained.language_model(Pretrained(path=str(tmp_path)))
+    finally:
+        theirs.removeHandler(caplog.handler)
+    assert not caplog.records and theirs.level < logging.CRITICAL
+
+
+def test_a_hub_id_that_is_nowhere_is_known_without_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="could not be had from the hub") as refused:
+        pretrained.there(Pretrained(path="nobody/nothing"))
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="no folder here and no hub id"):
+        pretrained.there(Pretrained(path="/no/such/folder"))
 
 
 def test_more_rows_than_a_byte_tokenizer_has_ids_stay_unread() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from webdataset import compat
 
 from dataflow import mini
+from pipelines.__main__ import parser
 from pipelines.step import HOUSE
 
 Interlace = Callable[..., subprocess.CompletedProcess[str]]
@@ -51,6 +54,7 @@ def test_show_prints_json_with_recipe_keys(interlace: Interlace) -> None:
         (["build", "corpora:cambrian", "--data", "WORLD", "--set", "rows_per_shard=0"], "use 1 to 10000"),
         (["build", "corpora:cambrian", "--workers", "0"], "must be a whole number from 1"),
         (["build", "corpora:cambrian", "--data", "WORLD", "--ray-address", "127.0.0.1:1"], "no cluster answers"),
+        (["build", "corpora:cambrian", "--data", "WORLD", "--ray-address", "moon"], "write HOST:PORT of a running"),
         (["train", "metamorph:tiny", "--root", "EMPTY"], "cambrian is not built under EMPTY: run interlace build"),
         (["train", "corpora:cambrian"], "corpora:cambrian is a Corpus, train wants a Training"),
         (["verify", "EMPTY"], "no manifest.json"),
@@ -78,6 +82,38 @@ def test_a_mistake_is_one_line_and_exit_2(
     assert "Traceback" not in said.stderr
 
 
+def test_an_address_where_something_else_answers_is_known_at_once(
+    world: Path, tmp_path: Path, interlace: Interlace
+) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    words = ("build", "corpora:metaclip", "--data", world, "--root", tmp_path)
+    for scheme in ("", "ray://"):
+        said = interlace(*words, "--ray-address", f"{scheme}127.0.0.1:{server.server_port}", expect=2).stderr
+        assert "what answers there is no Ray" in said and said.count("\n") == 1
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [
+        ("sample", ["(default: 2.0)", "(default: 50)", "(default: 128)", "(default: 0)", "(default: runs/)"]),
+        ("report", ["(default: report.html in this folder)", "over one that is there"]),
+        ("look", ["(default: look.html in this folder)", "(default: 0)"]),
+        ("build", ["(default: 2)", "(default: a private local one)"]),
+        ("check", ["(default: 1000)"]),
+    ],
+)
+def test_help_tells_what_is_taken_when_nothing_is_said(
+    verb: str, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args([verb, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(words in said for words in told), said
+    assert "None" not in said and "[]" not in said
+
+
 def test_a_file_that_hides_the_house_from_workers_is_named(world: Path, tmp_path: Path, interlace: Interlace) -> None:
     (tmp_path / "dataflow.py").write_text("x = 1")
     command = f"import os, sys; os.chdir({str(tmp_path)!r}); from pipelines.__main__ import main; main(sys.argv[1:])"
@@ -102,6 +138,7 @@ def test_check_reads_rows_and_tells_what_would_be_dropped(world: Path, tmp_path:
     assert "cambrian: 300 rows read: 296 kept, 0 filtered, 3 corrupt, 1 missing" in said
     assert "1 picture but 2 <image> in the text  (jsons/Cambrian7M_withsystemprompt.jsonl row 51)" in said
     assert "18 of 18 sources: " in said
+    assert "from a part of the input" not in said
     assert not list(tmp_path.iterdir())
 
 
@@ -109,6 +146,7 @@ def test_check_tells_what_a_build_needs_from_some_of_the_rows(
     built: Path, world: Path, tmp_path: Path, interlace: Interlace
 ) -> None:
     said = interlace("check", "corpora:cambrian", "--data", world, "--rows", "100", cwd=tmp_path).stdout
+    assert "from a part of the input (--rows reads more): about" in said
     (about,) = re.findall(r"about (\d+) rows in all, ([0-9.]+) MB for a build", said)
     assert int(about[0]) == pytest.approx(300, rel=0.1)
     shards = sum(path.stat().st_size for path in (built / "corpora").glob("cambrian-*/*.tar"))

@@ -21,6 +21,7 @@ from PIL import Image
 from ray import cloudpickle
 
 from dataflow import curation, measures
+from dataflow.balancing import MetaClipBalance, WordNet
 from dataflow.curation import Held, Verdicts
 from dataflow.fingerprints import Perceptual, Sha256
 from dataflow.index import BuiltCorpus
@@ -28,9 +29,12 @@ from dataflow.measures import Ready
 from dataflow.mixture import Mixture
 from dataflow.record import Record
 from dataflow.roots import Roots
+from dataflow.thresholds import Above
+from models.parts import OpenClip
 from pipelines import corpus, plan, recipe, report
 from pipelines.__main__ import main
 from pipelines.curate import curate, measure, select
+from pipelines.scores import ClipScore
 from pipelines.step import Place, cluster
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
@@ -254,8 +258,30 @@ def test_the_report_page_shows_each_decision_with_records_it_speaks_of(lab: Lab,
     folders = [path.parent for path in (lab.place.root / "selections").glob("*/verdicts.parquet")]
     page = report.write(tmp_path / "page.html", folders).read_text()
     assert "picture 0 is a twin of ours_000000000" in page
+    assert "records taken out by Duplicates (" in page and "dataflow." not in page
     assert "<td>bench</td><td>2</td><td>1</td><td>2</td><td>2</td><td>0</td>" in page
     assert "theirs_000000000, out: picture 0 is a twin of ours_000000000" in page
+
+
+@pytest.mark.parametrize(
+    ("curation", "told"),
+    [
+        (MetaClipBalance(entries=WordNet(folder="/no/wordnet")), "/no/wordnet/data.noun: no entries there"),
+        (
+            Above(measure=ClipScore(weights=OpenClip(model="local-dir:/no/clip")), column="score", at_least=0.3),
+            "/no/clip",
+        ),
+    ],
+)
+def test_what_a_curation_lacks_is_known_before_anything_is_built(
+    curation: Any, told: str, lab: Lab, tmp_path: Path
+) -> None:
+    place = replace(lab.place, root=tmp_path / "runs")
+    with pytest.raises(ValueError, match=told):
+        plan.build(replace(lab.mixture, curation=(*lab.mixture.curation, curation)), place)
+    assert not place.root.exists()
+    with pytest.raises(ValueError, match=told):  # built, so the next thing would be to measure
+        plan.build(replace(lab.mixture, curation=(curation,)), lab.place)
 
 
 # --- measures

@@ -277,6 +277,23 @@ def test_what_is_not_stored_of_this_encoder_is_refused_with_the_cure(built: Path
         features.stored(bare, METAMORPH.build(), "lab.py:read")
 
 
+def test_a_training_on_features_that_nobody_stored_ends_before_anything_starts_with_the_command(
+    built: Path, place: Place, tmp_path: Path
+) -> None:
+    asked = training(METAMORPH, features="stored")
+    bare, command = Place(root=copied(built, tmp_path)), "interlace measure lab.py:read --root here"
+    why = rf"^features of 12 of 12 records of metaclip-\w+ are not stored: run {command}, or train with --set execution"
+    with pytest.raises(ValueError, match=why):
+        runs.train(asked, bare, recipe_name="lab.py:read", measuring=command)
+    assert not (bare.root / "trainings").exists()
+    members = [member.open() for member in plan.locate(asked.mixture, place)]
+    _, schedule, *_ = runs.located(asked, place)
+    features.there(members, schedule.used(), command)
+    with pytest.raises(ValueError, match="features of 8 of 20 records"):
+        _, schedule, *_ = runs.located(training(METAMORPH, steps=5), place)
+        features.there(members, schedule.used(), command)
+
+
 def test_settings_that_change_features_change_their_name(place: Place) -> None:
     named = {
         family(config, place)

@@ -121,6 +121,8 @@ def test_a_picture_cut_off_in_its_pixels_is_refused(morph: Path, tmp_path: Path)
         (["--guidance", "1e39"], "number from -1000 to 1000"),
         (["--max-tokens", "9" * 5000], "15 digits at most"),
         (["--steps", "1001"], "1 to 1000"),
+        (["--seed", "9" * 40], "18 digits at most"),
+        (["--seed", "-1"], "whole number from 0"),
     ],
 )
 def test_settings_beyond_reason_are_one_line(

@@ -249,7 +249,7 @@ def test_override_changes_amounts_and_exchanges_them() -> None:
 @pytest.mark.parametrize(
     ("assignment", "told"),
     [
-        ("groups.generation.members.0.amount=30", "'30' is not Share | Count | Passes | None; it is Count("),
+        ("groups.generation.members.0.amount=30", "'30' is not Share | Count | Passes | None; amount is Count("),
         ("groups.generation.members.0.amount=Count(record=3)", "there is no parameter record; did you mean records?"),
         ("groups.generation.members.0.amount=Count()", "needs records: write Count(records=...)"),
         ("groups.generation.members.0.amount=Count(records=0)", "a count is a whole number of records from 1"),

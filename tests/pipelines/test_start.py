@@ -129,14 +129,14 @@ def test_a_folder_to_start_from_names_a_run_by_its_weights_and_not_by_its_place(
 def test_a_run_goes_on_when_what_it_started_from_was_moved(tmp_path: Path) -> None:
     before, run = finished(tmp_path / "before", {"x": torch.ones(2)}), tmp_path / "run"
     training = runs.pinned(replace(metamorph.vpit(), start_from=before))
-    train.prepare(run, {"value": recipe.describe(training)}, training)
+    train.prepare(run, {"value": recipe.describe(training)})
     moved = replace(before, path=str((tmp_path / "before").rename(tmp_path / "after")))
     again = runs.pinned(replace(metamorph.vpit(), start_from=moved))
-    train.prepare(run, {"value": recipe.describe(again)}, again)
+    train.prepare(run, {"value": recipe.describe(again)})
     assert runs.finished(again, Place(root=tmp_path)) == tmp_path / "after"
     other = runs.pinned(replace(again, start_from=finished(tmp_path / "other", {"x": torch.zeros(2)})))
     with pytest.raises(ValueError, match=r"start_from.sha256 \("):
-        train.prepare(run, {"value": recipe.describe(other)}, other)
+        train.prepare(run, {"value": recipe.describe(other)})
 
 
 def test_only_a_finished_run_can_be_started_from(tmp_path: Path) -> None:
