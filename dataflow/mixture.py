@@ -11,6 +11,7 @@ Two ways to say how much, and one mix of them:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,20 +100,35 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """From this position on the groups have these shares, in their order: understanding first, drawing later, say."""
+
+    position: int
+    shares: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not _whole(self.position) or not all(map(_whole, self.shares)):
+            raise ValueError(f"{self}: the position and the shares are whole numbers from 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mixture:
     """Groups with shares, counted in samples or in tokens, or groups of counted members. `seed` shuffles each source.
 
     max_passes: how often a record may be read, None for as often as it takes.
+    changes: of the groups' shares in the course of a training, in packed rows.
     curation: what is decided over all corpora together, one after the other, before the members' selections
     (`curation.Curation`).
 
-    Raises: ValueError: a share for some groups only, two groups of one name, a unit that is not there.
+    Raises: ValueError: a share for some groups only, two groups of one name, a unit that is not there, changes that
+        are out of order or change nothing that is a share.
     """
 
     groups: tuple[Group, ...]
     unit: Literal["samples", "tokens"] = "samples"
     max_passes: float | None = None
     seed: int = 0
+    changes: tuple[Change, ...] = ()
     curation: tuple[Any, ...] = ()
     version: ClassVar[int] = 1
 
@@ -127,6 +143,14 @@ class Mixture:
         bare = [group.name for group in self.groups if group.share is None]
         if 0 < len(bare) < len(self.groups):
             raise ValueError(f"group {bare[0]!r} has no share and others have one: give one to every group or to none")
+        for before, change in itertools.pairwise((None, *self.changes)):
+            assert change is not None
+            if len(change.shares) != len(self.groups):
+                raise ValueError(f"{change}: {len(change.shares)} shares for {len(self.groups)} groups: give each one")
+            if before is not None and before.position >= change.position:
+                raise ValueError(f"{change} comes after position {before.position}: give changes in their order")
+        if self.changes and (bare or any(group.counted for group in self.groups)):
+            raise ValueError("shares change, and a group has amounts: amounts have an end of their own, so use shares")
 
     @property
     def members(self) -> tuple[Member, ...]:

@@ -1,27 +1,111 @@
-"""A schedule and the corpora it speaks of -> records, position by position. It holds no state: ask for any position.
+"""A schedule and the corpora it speaks of -> packs of records, position by position. Ask for any position.
 
-reader = Reader(schedule, corpora)
-for position in range(start, schedule.positions):
-    for use, record in reader.position(position): ...
+    reader = Reader(schedule, corpora, decode=decode)
+    for position in range(start, schedule.positions):
+        for pack in reader.packs(position, range(schedule.batch)): ...
+
+A record that cannot be read is replaced by an extra use of another one of its source and task that fits its slot; its
+own turn and everything after it stay. What was replaced is told in `reader.fresh`; told to another reader as `known`
+it is done again without a look at the disk, so that a run repeats itself whatever became of the data since.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from dataflow.index import BuiltCorpus
+from dataflow.media import summary
 from dataflow.record import Record
-from dataflow.schedule import Schedule, Use
+from dataflow.schedule import Use
+
+Decoded = TypeVar("Decoded")
+Place = tuple[int, int, int]
+"""Position, pack in it, slot in the pack: where a record stands."""
+
+_SPARES = 128  # records looked at for one that may take the place of another
+_TRIED = 16  # of them that are read at most
 
 
-class Reader:
+class Order(Protocol):
+    """A schedule: `schedule.Schedule` or `windows.Windows`."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def digests(self) -> tuple[str, ...]: ...
+    @property
+    def positions(self) -> int: ...
+
+    def packs(self, position: int) -> list[tuple[Use, ...]]: ...
+
+    def room(self, pack: Sequence[Use], slot: int) -> Callable[[int, NDArray[np.int64]], NDArray[np.int64]]:
+        """(member, rows) -> those of the rows that fit in this slot, the most like its record first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replaced:
+    """A record that could not be read, and which row of its member took its place; None: nothing did."""
+
+    position: int
+    pack: int
+    slot: int
+    source: str
+    key: str
+    why: str
+    row: int | None
+    by: str | None  # key
+
+    @property
+    def place(self) -> Place:
+        """Where it stands."""
+        return self.position, self.pack, self.slot
+
+    def line(self) -> str:
+        """For people."""
+        instead = f"{self.by} took its place" if self.by else "nothing took its place"
+        return f"position {self.position}: {self.key} cannot be read ({self.why}); {instead}"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot(Generic[Decoded]):
+    """A record where it is trained: its place in the pack, its turn in the schedule, and what was decoded of it."""
+
+    number: int
+    use: Use
+    value: Decoded
+
+
+class Reader(Generic[Decoded]):
     """Reads scheduled records from opened corpora, one per member of the mixture, in its order.
 
+    Args:
+        decode: (use, record) -> what becomes of it; a ValueError says that it never can, and the record is replaced.
+            An OSError is the disk's: it is raised.
+        known:  what was replaced before, by place.
     Raises:
         ValueError: a corpus is not the one that the schedule was made for.
     """
 
-    def __init__(self, schedule: Schedule, corpora: Sequence[BuiltCorpus]) -> None:
+    def __init__(
+        self,
+        schedule: Order,
+        corpora: Sequence[BuiltCorpus],
+        *,
+        decode: Callable[[Use, Record], Decoded],
+        known: Mapping[Place, Replaced] | None = None,
+    ) -> None:
         if len(corpora) != len(schedule.names):
             raise ValueError(f"{len(corpora)} corpora for a schedule of {len(schedule.names)}: give one per member")
         for name, promised, corpus in zip(schedule.names, schedule.digests, corpora, strict=True):
@@ -29,7 +113,126 @@ class Reader:
                 raise ValueError(f"{name} is not the corpus of this schedule (its records differ): plan again")
         self.schedule = schedule
         self.corpora = tuple(corpora)
+        self.fresh: list[Replaced] = []
+        self._decode = decode
+        self._known = dict(known or {})
+        self._tasks: dict[int, NDArray[Any]] = {}
 
-    def position(self, number: int, part: slice = slice(None)) -> list[tuple[Use, Record]]:
-        """The records of a global batch, or of a part of it, in order."""
-        return [(use, self.corpora[use.member].record(use.row)) for use in self.schedule.position(number)[part]]
+    def packs(self, position: int, which: Iterable[int]) -> list[list[Slot[Decoded]]]:
+        """These packs of a position, in this order; -1 is an empty one."""
+        scheduled = self.schedule.packs(position)
+        return [[] if number < 0 else self._pack(position, number, scheduled[number]) for number in which]
+
+    def take(self) -> list[Replaced]:
+        """What was replaced since the last call."""
+        fresh, self.fresh = self.fresh, []
+        return fresh
+
+    def _pack(self, position: int, number: int, pack: Sequence[Use]) -> list[Slot[Decoded]]:
+        found = []
+        for slot, use in enumerate(pack):
+            known = self._known.get((position, number, slot))
+            if known is None:
+                try:
+                    found.append(Slot(slot, use, self._read(use)))
+                    continue
+                except ValueError as error:
+                    known = self._replaced((position, number, slot), pack, summary(error))
+                    self._known[known.place] = known
+                    self.fresh.append(known)
+            if known.row is not None:
+                spare = Use(use.member, known.row, use.epoch)
+                found.append(Slot(slot, spare, self._read(spare)))
+        return found
+
+    def _read(self, use: Use) -> Decoded:
+        return self._decode(use, self.corpora[use.member].record(use.row))
+
+    def _replaced(self, place: Place, pack: Sequence[Use], why: str) -> Replaced:
+        """A function of the slot and of which records cannot be read: never of ranks, threads or time."""
+        position, number, slot = place
+        use = pack[slot]
+        corpus = self.corpora[use.member]
+        row = None
+        fits = self.schedule.room(pack, slot)(use.member, self._spares(place, use))
+        for spare in fits[:_TRIED].tolist():
+            try:
+                self._read(Use(use.member, spare, use.epoch))
+            except ValueError:
+                continue
+            row = spare
+            break
+        return Replaced(
+            position=position,
+            pack=number,
+            slot=slot,
+            source=self.schedule.names[use.member],
+            key=corpus.keys[use.row],
+            why=why,
+            row=row,
+            by=None if row is None else corpus.keys[row],
+        )
+
+    def _spares(self, place: Place, use: Use) -> NDArray[np.int64]:
+        """Rows of the same task, from one that is hashed from the slot."""
+        if use.member not in self._tasks:
+            corpus = self.corpora[use.member]
+            tasks = corpus.table["task"].combine_chunks().take(pa.array(corpus.rows))
+            self._tasks[use.member] = pc.dictionary_encode(tasks).indices.to_numpy(zero_copy_only=False)  # pyright: ignore
+        tasks = self._tasks[use.member]
+        count = len(tasks)
+        first = int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:8], "little") % count
+        rows = (first + np.arange(min(_SPARES, count), dtype=np.int64)) % count
+        return rows[(tasks[rows] == tasks[use.row]) & (rows != use.row)]
+
+
+def fed(
+    reader: Reader[Decoded], positions: range, deal: Callable[[int], Sequence[int]], *, ahead: int = 2
+) -> Iterator[tuple[int, list[list[Slot[Decoded]]]]]:
+    """(position, its packs) in order, read and decoded by a thread of its own up to `ahead` positions before.
+
+    One thread keeps the order in which records are replaced; let `decode` use more where pictures take long.
+
+    Args: deal: position -> the packs that are wanted of it: `packing.dealt(...)[rank]`.
+    """
+    with ThreadPoolExecutor(1, "reader") as pool:
+        coming: list[tuple[int, Future[list[list[Slot[Decoded]]]]]] = []
+        rest = iter(positions)
+        while True:
+            for position in rest:
+                coming.append((position, pool.submit(reader.packs, position, deal(position))))
+                if len(coming) > ahead:
+                    break
+            if not coming:
+                return
+            position, future = coming.pop(0)
+            yield position, future.result()
+
+
+def read_events(path: Path) -> list[Replaced]:
+    """What a run replaced, as its events.jsonl says; half a line at its end is what a kill left, and is not read.
+
+    Raises: ValueError: a line that is none.
+    """
+    if not path.is_file():
+        return []
+    data = path.read_bytes()
+    names, found = {field.name for field in fields(Replaced)}, []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            told = json.loads(line)
+            found.append(Replaced(**{name: told[name] for name in names}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number} is no event ({error}): restore the file") from None
+    return found
+
+
+def event_line(event: Replaced) -> str:
+    """As a line of events.jsonl."""
+    return json.dumps(asdict(event)) + "\n"
+
+
+def events_digest(events: Iterable[Replaced], positions: int) -> str:
+    """Names what was replaced before this position, in whatever order it was written."""
+    lines = sorted(event_line(event) for event in events if event.position < positions)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

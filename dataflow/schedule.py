@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import gcd
@@ -141,6 +141,8 @@ class Schedule:
                 f"{len(self.names)} names, {len(self.digests)} digests and {len(self.rows)} row counts "
                 f"for a mixture of {held} members: give one of each per member"
             )
+        if self.mixture.changes:
+            raise ValueError("shares change in the course of packed rows only: give the training a packing")
         if self.batch < 1 or self.positions < 0:
             raise ValueError(f"batch={self.batch}, positions={self.positions}: give 1 or more and 0 or more")
         if tuple(len(each) for each in self.lengths) != (self.rows if self.mixture.unit == "tokens" else ()):
@@ -170,6 +172,25 @@ class Schedule:
         for each in self.lengths:
             content.update(np.ascontiguousarray(each, "<i4").tobytes())
         return content.hexdigest()
+
+    @property
+    def ends(self) -> int | None:
+        """Positions until all amounts are used up; None: it has none, and lasts for ever.
+
+        Raises: ValueError: they are less than one position.
+        """
+        if (records := self.lasts) is None:
+            return None
+        if records < self.batch:
+            raise ValueError(
+                f"the mixture lasts for {records} records, a batch has {self.batch}: "
+                "give it more, or make the batch smaller"
+            )
+        return records // self.batch
+
+    def check(self) -> None:
+        """ValueError: the mixture cannot be met for so many positions."""
+        self.counts()
 
     @cached_property
     def lasts(self) -> int | None:
@@ -294,6 +315,41 @@ class Schedule:
             raise ValueError(f"position {number}: the schedule has positions 0 to {self.positions - 1}")
         places = range(number * self.batch, (number + 1) * self.batch)
         return [self._row(int(self._members[place]), int(self._use[place])) for place in places]
+
+    def packs(self, position: int) -> list[tuple[Use, ...]]:
+        """The same as rows of one record each."""
+        return [(use,) for use in self.position(position)]
+
+    def where(self, member: int, row: int) -> Iterator[tuple[int, int, int]]:
+        """(position, row of it, 0) of every use of a record, in order."""
+        turns_of = np.flatnonzero(self._members == member)
+        for epoch in range(-(-len(turns_of) // self.rows[member])):
+            use = epoch * self.rows[member] + int(np.flatnonzero(self._order(member, epoch) == row)[0])
+            if use < len(turns_of):
+                position, place = divmod(int(turns_of[use]), self.batch)
+                yield position, place, 0
+
+    def weight(self, pack: tuple[Use, ...]) -> int:
+        """All rows are taken to be alike."""
+        return 1
+
+    together = 1  # rows that stay on one rank
+
+    def tokens_of(self, use: Use) -> int | None:
+        """What was measured of a record; None where nothing was."""
+        return int(self.lengths[use.member][use.row]) if self.lengths else None
+
+    def room(self, pack: Sequence[Use], slot: int) -> Callable[[int, NDArray[np.int64]], NDArray[np.int64]]:
+        """Any record has room in a row of its own; where lengths are known, those most alike come first."""
+        use = pack[slot]
+
+        def fitting(member: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+            if not self.lengths:
+                return rows
+            held = self.lengths[member]
+            return rows[np.argsort(np.abs(held[rows].astype(np.int64) - int(held[use.row])), kind="stable")]
+
+        return fitting
 
     def counts(self, positions: int | None = None) -> list[int]:
         """Turns of each member in the first `positions` positions, all of them by default.

@@ -11,17 +11,21 @@ import argparse
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dataflow import folders, stores
 from dataflow.mixture import Mixture
 from dataflow.roots import Roots
-from pipelines import recipe
+from pipelines import named, recipe
 from pipelines.corpus import Checked, Corpus
 from pipelines.step import HOUSE, Place, one_line
 from pipelines.training import Training
+
+_LOST = ("filtered", "duplicate", "corrupt", "missing")  # what a ledger says of a candidate that is no record
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -71,12 +75,14 @@ def parser() -> argparse.ArgumentParser:
     check = _verb(verbs, "check", _check, "read some rows of every source, write nothing: kept, drops and why")
     _recipe(check)
     _data(check)
+    _store(check)
     check.add_argument("--rows", type=_count, default=1000, help="input rows to read of each source")
 
     build = _verb(verbs, "build", _build, "build the corpora of a recipe that are not built yet")
     _recipe(build)
     _data(build)
     _root(build)
+    _store(build)
     _workers(build)
     build.add_argument(
         "--rehash", action="store_true", help="build again although index files look the same: pictures changed or came"
@@ -87,29 +93,40 @@ def parser() -> argparse.ArgumentParser:
     _cluster(build)
 
     verify = _verb(verbs, "verify", _verify, "hash a built corpus again; exit 1 names what differs")
-    verify.add_argument("folder", type=_path, metavar="DIR", help="a folder under ROOT/corpora")
+    _named(verify, "folder", "DIR", "a corpus")
+    _root(verify)
+    _store(verify)
 
     status = _verb(verbs, "status", _status, "what lies under a root: finished, running, interrupted, failed and why")
     _root(status)
+    _store(status)
 
     unused = _verb(verbs, "gc", _gc, "what under a root nothing refers to any more; removes it when told to")
     _root(unused)
+    _store(unused)
     unused.add_argument("--delete", action="store_true", help="remove it; without this nothing is touched")
 
     compared = _verb(verbs, "diff", _diff, "compare two corpora or selections; exit 1 when their records differ")
-    compared.add_argument("before", type=_path, metavar="A", help="a folder under ROOT/corpora or ROOT/selections")
-    compared.add_argument("after", type=_path, metavar="B", help="another")
-    compared.add_argument("--page", type=_path, metavar="FILE", help="write it as a page too, with examples")
+    _named(compared, "before", "A", "a corpus or a selection")
+    _named(compared, "after", "B", "another")
+    _root(compared)
+    _store(compared)
+    compared.add_argument(
+        "--page", type=_path, metavar="FILE", help="write it as a page too, with examples, over one that is there"
+    )
 
     export = _verb(verbs, "export-corpus", _export, "write a built corpus as the rows that another trainer reads")
-    export.add_argument("folder", type=_path, metavar="C", help="a folder under ROOT/corpora")
+    _named(export, "folder", "C", "a corpus")
+    _root(export)
+    _store(export)
     export.add_argument("--format", choices=("metamorph-jsonl",), required=True, help="MetaMorph's one merged JSONL")
     export.add_argument("--out", type=_path, metavar="DIR", help="new or empty (default: ROOT/exports/C)")
 
     model = _verb(
         verbs, "export-model", _export_model, "write a run as what transformers and diffusers open without us"
     )
-    model.add_argument("folder", type=_path, metavar="RUN", help="a folder under ROOT/trainings")
+    _named(model, "folder", "RUN", "a run")
+    _root(model)
     model.add_argument("--out", type=_path, metavar="DIR", help="not there yet (default: RUN/exported)")
 
     taken = _verb(verbs, "import-model", _import_model, "make a run of what an upstream trainer saved")
@@ -129,13 +146,14 @@ def parser() -> argparse.ArgumentParser:
 
     planned = _verb(verbs, "plan", _plan, "parameters of a training, and the memory they take at every ZeRO stage")
     _recipe(planned)
-    planned.add_argument("--nodes", type=_count, default=1, help="machines (1)")
-    planned.add_argument("--gpus", type=_count, default=8, help="of each machine (8)")
+    planned.add_argument("--nodes", type=_count, default=1, help="machines")
+    planned.add_argument("--gpus", type=_count, default=8, help="of each machine")
 
     measure = _verb(verbs, "measure", _measure, "encode the pictures that a training reads, once for all trainings")
     _recipe(measure)
     _data(measure)
     _root(measure)
+    _store(measure)
     _workers(measure)
     measure.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="what features are kept in"
@@ -146,43 +164,73 @@ def parser() -> argparse.ArgumentParser:
     _recipe(train)
     _data(train)
     _root(train)
+    _store(train)
     _workers(train)
     _cluster(train)
 
     sample = _verb(verbs, "sample", _sample, "let a trained run answer in text and pictures")
-    sample.add_argument("folder", type=_path, metavar="RUN", help="a folder under ROOT/trainings")
+    _named(sample, "folder", "RUN", "a run")
     sample.add_argument("prompt", nargs="?", help="what the user says")
     sample.add_argument("--prompts", type=_file, metavar="FILE", help="a prompt per line instead")
-    sample.add_argument(
-        "--answer", choices=("picture", "text", "free"), default="free", help="free (the default): the model decides"
-    )
+    sample.add_argument("--answer", choices=("picture", "text", "free"), default="free", help="free: the model decides")
     sample.add_argument("--image", type=_file, metavar="FILE", action="append", default=[], help="a picture to show it")
-    sample.add_argument(
-        "--visualizer", type=_path, metavar="RUN", help="the run that paints; by default found beside it"
-    )
-    sample.add_argument("--seed", type=int, default=0, help="of the paint's noise (0)")
-    sample.add_argument("--guidance", type=_finite, default=2.0, help="classifier-free guidance of the paint (2.0)")
-    sample.add_argument("--steps", type=_count, default=50, help="denoising steps of the paint (50)")
-    sample.add_argument("--max-tokens", type=_count, default=128, help="longest answer (128)")
+    sample.add_argument("--visualizer", metavar="RUN", help="the run that paints; by default found beside it")
+    sample.add_argument("--seed", type=_number, default=0, help="of the paint's noise")
+    sample.add_argument("--guidance", type=_finite, default=2.0, help="classifier-free guidance of the paint")
+    sample.add_argument("--steps", type=_count, default=50, help="denoising steps of the paint")
+    sample.add_argument("--max-tokens", type=_count, default=128, help="tokens of the longest answer")
+    _root(sample)
 
     look = _verb(verbs, "look", _look, "a page about one position of a training: text, pictures, who sees whom")
     _recipe(look)
     _data(look)
     _root(look)
-    look.add_argument("--position", type=_number, default=0, help="which scheduled batch (0)")
-    look.add_argument("--out", type=_path, default=Path("look.html").absolute(), metavar="FILE")
+    _store(look)
+    look.add_argument("--position", type=_number, default=0, help="which scheduled batch")
+    _page(look, "look.html")
+
+    audit = _verb(
+        verbs, "audit", _audit, "what a run was planned to be fed and was fed, by source; exit 1 if they differ"
+    )
+    _named(audit, "folder", "RUN", "a run")
+    _data(audit)
+    _root(audit)
+    _store(audit)
+
+    trace = _verb(verbs, "trace", _trace, "where a record is trained, or which input rows a position holds")
+    _named(trace, "folder", "RUN", "a run")
+    one = trace.add_mutually_exclusive_group(required=True)
+    one.add_argument("--position", type=_number, help="a scheduled batch, from 0")
+    one.add_argument("--record", metavar="KEY", help="a record's key")
+    _data(trace)
+    _root(trace)
+    _store(trace)
 
     evaluate = _verb(verbs, "evaluate", _evaluate, "losses per task, and answers, on records that no training saw")
-    evaluate.add_argument("folder", type=_path, metavar="RUN", help="a folder under ROOT/trainings")
+    _named(evaluate, "folder", "RUN", "a run")
     _data(evaluate)
     _root(evaluate)
-    evaluate.add_argument("--records", type=_count, default=64, help="records of each source (64)")
-    evaluate.add_argument("--questions", type=_count, default=32, help="questions asked of each task (32)")
+    _store(evaluate)
+    evaluate.add_argument("--records", type=_count, default=64, help="records of each source")
+    evaluate.add_argument("--questions", type=_count, default=32, help="questions asked of each task")
 
     report = _verb(verbs, "report", _report, "a page about corpora and runs that opens without a network")
-    report.add_argument("folders", type=_path, nargs="+", metavar="DIR", help="corpora and runs")
-    report.add_argument("--out", type=_path, default=Path("report.html").absolute(), metavar="FILE")
+    _named(report, "folders", "DIR", "corpora, runs and curations", nargs="+")
+    _root(report)
+    _store(report)
+    _page(report, "report.html")
     return top
+
+
+class _Help(argparse.HelpFormatter):
+    """Options with what they are when nothing is said; what is nothing then, and what tells it itself, goes without."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.help
+        nothing = action.default is None or action.default is False or action.default in ([], argparse.SUPPRESS)
+        if not told or nothing or not action.option_strings or "default" in told:
+            return told
+        return f"{told} (default: %(default)s)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -194,7 +242,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    made = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    made = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=_Help)
     made.set_defaults(run=run, verb=name)
     return made
 
@@ -220,12 +268,37 @@ def _data(verb: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]DIR",
-        help="a folder per source, or where one source or picture root lies",
+        help="a folder per source, or where one source or picture root lies: DIR or s3://BUCKET/DIR, gs://, ...",
     )
 
 
 def _root(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--root", type=_path, default=Path("runs").absolute(), help="where we write (default: runs/)")
+
+
+def _store(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--corpora",
+        type=_folder,
+        metavar="DIR",
+        help="where built corpora are kept: DIR or s3://BUCKET/DIR, gs://, ... (default: corpora/ under the root)",
+    )
+
+
+def _named(verb: argparse.ArgumentParser, name: str, metavar: str, what: str, **more: Any) -> None:
+    verb.add_argument(
+        name, metavar=metavar, help=f"{what}: a folder, or the beginning of its name under the root", **more
+    )
+
+
+def _page(verb: argparse.ArgumentParser, name: str) -> None:
+    verb.add_argument(
+        "--out",
+        type=_path,
+        default=Path(name).absolute(),
+        metavar="FILE",
+        help=f"the page to write, over one that is there (default: {name} in this folder)",
+    )
 
 
 def _workers(verb: argparse.ArgumentParser) -> None:
@@ -269,7 +342,7 @@ def _show(options: argparse.Namespace, words: list[str]) -> int:
 def _check(options: argparse.Namespace, words: list[str]) -> int:
     from pipelines import corpus
 
-    place = Place(root=Path("runs").absolute(), roots=Roots.parse(options.data))
+    place = _place(options)
     value = _value(options)
     if not (corpora := _corpora(value)):
         raise ValueError(f"{options.recipe} is a {type(value).__name__}, it has no corpora: see interlace list")
@@ -296,13 +369,16 @@ def _say_checked(found: Checked, stops: str | None) -> bool:
     outcomes = ", ".join(f"{found.rows(name)} {name}" for name in ("kept", "filtered", "corrupt", "missing"))
     print(f"{found.name}: {len(found.ledger)} rows read: {outcomes}", flush=True)
     if found.kept:
-        about = "" if found.seen >= 1 else "about "
+        about = "" if found.seen >= 1 else "from a part of the input (--rows reads more): about "
         rows = f"{about}{len(found.ledger) / found.seen:.0f} rows in all"
         if found.bytes:
             size = f"{found.bytes / found.kept / 1000:.1f} kB"
             print(f"  {found.kept} records of {size}; {rows}, {_gigabytes(found.bytes / found.seen)} for a build")
         else:
             print(f"  {found.kept} records in tars that stay where they are; {rows}")
+    within = ((name, sum(getattr(row, name) for row in found.ledger if row.outcome == "kept")) for name in _LOST)
+    if losses := ", ".join(f"{count} {name}" for name, count in within if count):
+        print(f"  in rows that are kept, candidates lost that a build counts, too: {losses}")
     for drop in index.tally(found.ledger):
         print(f"  {drop.rows} {drop.outcome}: {drop.example.reason}  ({drop.example.file} row {drop.example.row})")
     if stops:
@@ -341,24 +417,21 @@ def _build(options: argparse.Namespace, words: list[str]) -> int:
 def _verify(options: argparse.Namespace, words: list[str]) -> int:
     from dataflow import index
 
+    folder = named.folder(options.folder, options.root, "corpora", store=_kept(options))
     checked, wrong = 0, 0
-    for name, problem in index.verify(options.folder):
+    for name, problem in index.verify(folder):
         checked += 1
         if problem:
             wrong += 1
-            print(f"{options.folder / name} {problem}")
-    print(
-        f"{options.folder.name}: {checked} files, {wrong} wrong"
-        if wrong
-        else f"{options.folder.name}: {checked} files, all as built"
-    )
+            print(f"{folder / name} {problem}")
+    print(f"{folder.name}: {checked} files, {f'{wrong} wrong' if wrong else 'all as built'}")
     return 1 if wrong else 0
 
 
 def _status(options: argparse.Namespace, words: list[str]) -> int:
     from pipelines import status
 
-    found = list(status.works(options.root))
+    found = list(status.works(options.root, _kept(options)))
     for line in status.lines(found):
         print(line)
     return 1 if any(work.state == "failed" for work in found) else 0
@@ -367,11 +440,12 @@ def _status(options: argparse.Namespace, words: list[str]) -> int:
 def _gc(options: argparse.Namespace, words: list[str]) -> int:
     from pipelines import gc
 
-    found = gc.unreferenced(options.root)
+    store = _kept(options)
+    found = gc.unreferenced(options.root, store)
     for line in gc.lines(found, options.root):
         print(line)
     if options.delete:
-        gc.delete(found, options.root)
+        gc.delete(found, options.root, store)
         print("removed")
     elif found:
         print("nothing was touched: --delete removes them")
@@ -381,7 +455,9 @@ def _gc(options: argparse.Namespace, words: list[str]) -> int:
 def _diff(options: argparse.Namespace, words: list[str]) -> int:
     from pipelines import diff
 
-    found = diff.compare(options.before, options.after)
+    rooms, store = ("corpora", "selections"), _kept(options)
+    sides = (named.folder(each, options.root, *rooms, store=store) for each in (options.before, options.after))
+    found = diff.compare(*sides, store=store)
     for line in diff.lines(found):
         print(line)
     if options.page is not None:
@@ -392,15 +468,18 @@ def _diff(options: argparse.Namespace, words: list[str]) -> int:
 def _export(options: argparse.Namespace, words: list[str]) -> int:
     from pipelines import export
 
-    print(export.metamorph_jsonl(options.folder, options.out or export.beside(options.folder)))
+    folder = named.folder(options.folder, options.root, "corpora", store=_kept(options))
+    out = options.out or export.beside(folder, options.root)
+    print(export.metamorph_jsonl(folder, out))
     return 0
 
 
 def _export_model(options: argparse.Namespace, words: list[str]) -> int:
     from pipelines import model_export
 
-    out = options.out or options.folder / "exported"
-    for line in model_export.table(model_export.export(options.folder, out)):
+    folder = named.folder(options.folder, options.root, "trainings")
+    out = options.out or folder / "exported"
+    for line in model_export.table(model_export.export(folder, out)):
         print(line)
     print(out)
     return 0
@@ -444,8 +523,19 @@ def _train(options: argparse.Namespace, words: list[str]) -> int:
         return _submit(options, words)
     from pipelines import runs
 
-    print(runs.train(value, _place(options), recipe_name=options.recipe))
+    print(runs.train(value, _place(options), recipe_name=options.recipe, measuring=_measuring(options)))
     return 0
+
+
+def _measuring(options: argparse.Namespace) -> str:
+    """The command that stores what the training of these options reads with execution.features=stored."""
+    kept = [each for each in options.assignments if not each.startswith("execution.")]
+    words = ["interlace", "measure", options.recipe]
+    store = [] if options.corpora is None else [str(options.corpora)]
+    given = (("--set", kept), ("--data", options.data), ("--root", [str(options.root)]), ("--corpora", store))
+    for option, values in given:
+        words += [word for value in values for word in (option, value)]
+    return shlex.join(words)
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
@@ -475,7 +565,9 @@ def _sample(options: argparse.Namespace, words: list[str]) -> int:
         steps=options.steps,
         max_tokens=options.max_tokens,
     )
-    for answer in sample.answers(options.folder, prompts, options.image, settings, visualizer=options.visualizer):
+    run = named.folder(options.folder, options.root, "trainings")
+    visualizer = options.visualizer and named.folder(options.visualizer, options.root, "trainings")
+    for answer in sample.answers(run, prompts, options.image, settings, visualizer=visualizer):
         print(answer.line())
     return 0
 
@@ -484,25 +576,56 @@ def _look(options: argparse.Namespace, words: list[str]) -> int:
     from pipelines import look, runs
 
     value = _wanted(_value(options), Training, options)
-    opened, schedule, training, _ = runs.located(value, Place(root=options.root, roots=Roots.parse(options.data)))
+    opened, schedule, training, _ = runs.located(value, _place(options))
     print(look.page(training, runs.batches_of(training, schedule, opened), options.position, options.out))
     return 0
+
+
+def _audit(options: argparse.Namespace, words: list[str]) -> int:
+    from pipelines import audit
+
+    lines, sound = audit.table(_scheduled(options))
+    print("\n".join(lines))
+    return 0 if sound else 1
+
+
+def _trace(options: argparse.Namespace, words: list[str]) -> int:
+    from pipelines import audit
+
+    held = _scheduled(options)
+    if options.record is not None:
+        lines = audit.of_record(held, options.record)
+    else:
+        lines = audit.at_position(held, options.position)
+    for line in lines:
+        print(line)
+    return 0
+
+
+def _scheduled(options: argparse.Namespace) -> Any:
+    from pipelines.audit import Scheduled
+
+    return Scheduled.of(named.folder(options.folder, options.root, "trainings"), _place(options))
 
 
 def _evaluate(options: argparse.Namespace, words: list[str]) -> int:
     from pipelines import evaluate
 
-    place = Place(root=options.root, roots=Roots.parse(options.data))
-    found = evaluate.evaluate(options.folder, place, records=options.records, questions=options.questions)
+    place = _place(options)
+    run = named.folder(options.folder, options.root, "trainings")
+    found = evaluate.evaluate(run, place, records=options.records, questions=options.questions)
     for name, task in sorted(found.items()):
         print(task.line(name))
+    print(run / "evaluation.json")
     return 0
 
 
 def _report(options: argparse.Namespace, words: list[str]) -> int:
     from pipelines import report
 
-    print(report.write(options.out, options.folders))
+    rooms, store = ("trainings", "corpora", "selections"), _kept(options)
+    shown = [named.folder(each, options.root, *rooms, store=store) for each in options.folders]
+    print(report.write(options.out, shown, store=store))
     return 0
 
 
@@ -565,16 +688,33 @@ def _all_there(mixture: Mixture, place: Place) -> None:
 
 
 def _place(options: argparse.Namespace) -> Place:
+    told = vars(options)
     return Place(
-        root=options.root,
-        roots=Roots.parse(getattr(options, "data", [])),
-        workers=options.workers,
-        ray_address=options.ray_address,
+        root=told.get("root", Path("runs").absolute()),
+        store=_kept(options),
+        roots=Roots.parse(told.get("data", [])),
+        workers=told.get("workers", Place.workers),
+        ray_address=told.get("ray_address"),
     )
+
+
+def _kept(options: argparse.Namespace) -> Path | None:
+    """Where corpora are kept, if not under the root. A store is asked first of all whether it answers."""
+    store: Path | None = vars(options).get("corpora")
+    if store is not None:
+        stores.reach(store)
+    return store
 
 
 def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
+
+
+def _folder(text: str) -> Path:
+    try:
+        return folders.folder(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _file(text: str) -> Path:
@@ -600,8 +740,8 @@ def _finite(text: str) -> float:
 
 
 def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0")
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a whole number from 0, of 18 digits at most")
     return int(text)
 
 

@@ -1,12 +1,11 @@
-"""Records -> tensors: the bridge between the data side and an architecture. One document per row.
+"""Records -> tensors: the bridge between the data side and an architecture.
 
-A position's records go to ranks by turns (record i to rank i mod R); every rank runs the same number of micro-batches,
-short ones filled with empty rows that count nothing.
+A position's rows are dealt to ranks by how much they hold; every rank runs the same number of micro-batches, short
+ones filled with empty rows that count nothing.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +18,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dataflow.media import decoded
-from dataflow.reader import Reader
+from dataflow.packing import dealt
+from dataflow.reader import Reader, Replaced, Slot
 from dataflow.record import Record
 from dataflow.schedule import Schedule, Use
 from dataflow.sides import Sides
+from dataflow.windows import Windows
 from models.interface import Batch, Draw, Features, Parts, Pictures
-from models.layout import Layout, Slot, ViewName
+from models.layout import Document, Layout, ViewName
+from models.layout import Slot as PictureSlot
 from models.sequence import batched, sides
 from models.views import Cut
 from pipelines.plan import Opened, slot_seed
@@ -35,15 +37,27 @@ VIEWS: tuple[ViewName, ...] = get_args(ViewName)
 
 @dataclass(frozen=True, kw_only=True)
 class Micro:
-    """One forward pass of one rank: the batch, the generators of its draws, and how many records each source gave.
+    """One forward pass of one rank: the batch, the generators of its draws, and what each source gave.
 
-    parts: the features of its pictures where they are stored; None where they are to be computed.
+    fed, tokens: records and their tokens. parts: the features of its pictures where they are stored; None where they
+    are to be computed. replaced: what could not be read, told once of a position.
     """
 
     batch: Batch
     draw: Draw
     fed: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
     parts: Parts | None = None
+    replaced: tuple[Replaced, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A record, laid out; cuts: of the picture of each of its document's slots, with the size it had before."""
+
+    record: Record
+    document: Document
+    cuts: tuple[tuple[Cut, tuple[int, int]], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +76,16 @@ class Stored:
 class RecordBatches:
     """The batches of a training; a value that travels to workers and opens its corpora there.
 
-    length: tokens of a row. stored: features to be read instead of pictures.
+    length: tokens of a row. stored: features to be read instead of pictures. known: what the run replaced before.
     """
 
-    schedule: Schedule
+    schedule: Schedule | Windows
     opened: tuple[Opened, ...]
     architecture: Any
     length: int
     seed: int
     stored: Stored | None = None
+    known: tuple[Replaced, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -83,9 +98,10 @@ class RecordBatches:
         return self.schedule.names
 
     @cached_property
-    def reader(self) -> Reader:
-        """Of the records, over the opened corpora."""
-        return Reader(self.schedule, [opened.open() for opened in self.opened])
+    def reader(self) -> Reader[Prepared]:
+        """Of the records, over the opened corpora, prepared for the architecture."""
+        corpora = [opened.open() for opened in self.opened]
+        return Reader(self.schedule, corpora, decode=self._prepared, known={each.place: each for each in self.known})
 
     @cached_property
     def _layout(self) -> Layout:
@@ -97,36 +113,62 @@ class RecordBatches:
         members = zip(self.stored.folders, self.reader.corpora, strict=True)
         return [Sides(folders, corpus.table.num_rows) for folders, corpus in members]
 
+    def _prepared(self, use: Use, record: Record) -> Prepared:
+        pixels = VIEWS if self.stored is None else self.stored.pixels
+        made = prepared(record, self.architecture, self._layout, pixels=pixels)
+        promised = self.schedule.tokens_of(use)
+        if promised not in (None, len(made.document)):
+            raise RuntimeError(
+                f"{record.key} takes {len(made.document)} tokens, {promised} were measured: what lays it out changed; "
+                "raise the architecture's version and train anew"
+            )
+        return made
+
+    def deal(self, position: int, rank: int, world: int) -> list[int]:
+        """The rows of a position that are this rank's; -1 for an empty one."""
+        packs = self.schedule.packs(position)
+        return dealt([self.schedule.weight(pack) for pack in packs], world, together=self.schedule.together)[rank]
+
     def __call__(self, position: int, rank: int, world: int, micro_batch: int) -> list[Micro]:
         """This rank's micro-batches of a position; equally many on every rank."""
-        held = self.reader.position(position, slice(rank, None, world))
-        pixels = VIEWS if self.stored is None else self.stored.pixels
+        numbers = self.deal(position, rank, world)
+        packs = self.reader.packs(position, numbers)
+        replaced = tuple(self.reader.take())
         result = []
-        for first in range(0, math.ceil(self.schedule.batch / world), micro_batch):
-            part = held[first : first + micro_batch]
-            records = [record for _, record in part]
-            slots = [rank + (first + place) * world for place in range(len(part))]
-            batch, owners = collate(
-                records, self.architecture, self._layout, rows=micro_batch, length=self.length, pixels=pixels
-            )
+        for first in range(0, len(packs), micro_batch):
+            part = packs[first : first + micro_batch]
+            rows = [[slot.value for slot in pack] for pack in part]
+            batch, owners = collate(rows, self.architecture, rows=micro_batch, length=self.length)
             parts = None if self.stored is None else self._parts(part, batch, self.stored.views)
             fed = [0] * len(self.sources)
-            for use, _ in part:
-                fed[use.member] += 1
-            draw = self._draw(position, [(slots[row], picture) for row, picture in owners])
-            result.append(Micro(batch=batch, draw=draw, fed=tuple(fed), parts=parts))
+            tokens = [0] * len(self.sources)
+            for slot in (slot for pack in part for slot in pack):
+                fed[slot.use.member] += 1
+                tokens[slot.use.member] += len(slot.value.document)
+            places = [(numbers[first + row], part[row][document].number, picture) for row, document, picture in owners]
+            result.append(
+                Micro(
+                    batch=batch,
+                    draw=self._draw(position, places),
+                    fed=tuple(fed),
+                    tokens=tuple(tokens),
+                    parts=parts,
+                    replaced=() if first else replaced,
+                )
+            )
         return result
 
-    def _parts(self, part: Sequence[tuple[Use, Record]], batch: Batch, views: Sequence[ViewName]) -> Parts:
+    def _parts(self, part: Sequence[Sequence[Slot[Prepared]]], batch: Batch, views: Sequence[ViewName]) -> Parts:
         """What is stored of the batch's pictures."""
         found: dict[ViewName, list[Features]] = {view: [] for view in views}
-        for row, (use, record) in enumerate(part):
+        for slot in (slot for pack in part for slot in pack):
+            record = slot.value.record
             if not record.media:
                 continue
-            place = int(self.reader.corpora[use.member].rows[use.row])
-            held = unpacked(self._sides[use.member].files(place, record.key)[EXTENSION])
+            place = int(self.reader.corpora[slot.use.member].rows[slot.use.row])
+            held = unpacked(self._sides[slot.use.member].files(place, record.key)[EXTENSION])
             for view in views:
-                stored, laid = held.get(view, []), int((of_view(batch, view).row == row).sum())
+                stored, laid = held.get(view, []), sum(each.view == view for each in slot.value.document.slots)
                 if len(stored) != laid:
                     raise ValueError(
                         f"{record.key} has {laid} pictures to be {view}, features of {len(stored)} are stored: "
@@ -135,58 +177,67 @@ class RecordBatches:
                 found[view] += stored
         return found
 
-    def _draw(self, position: int, owners: Sequence[tuple[int, int]]) -> Draw:
+    def _draw(self, position: int, owners: Sequence[tuple[int, int, int]]) -> Draw:
         def draw(purpose: str, index: int) -> torch.Generator:
-            slot, picture = owners[index]
-            return torch.Generator().manual_seed(slot_seed(self.seed, position, slot, f"{purpose}/{picture}"))
+            row, slot, picture = owners[index]
+            seed = slot_seed(self.seed, position, f"{row}.{slot}", f"{purpose}/{picture}")
+            return torch.Generator().manual_seed(seed)
 
         return draw
 
 
-def collate(
-    records: Sequence[Record],
-    architecture: Any,
-    layout: Layout,
-    *,
-    rows: int,
-    length: int,
-    pixels: Collection[ViewName] = VIEWS,
-) -> tuple[Batch, list[tuple[int, int]]]:
-    """Lay out and decode records, one document per row.
+def prepared(record: Record, architecture: Any, layout: Layout, *, pixels: Collection[ViewName] = VIEWS) -> Prepared:
+    """A record laid out, its pictures decoded and cut.
 
     Args:
         architecture: a config with `seen` and `drawn`, the views its pictures are cut for. layout: of it.
-        rows: of the batch; those beyond the records stay empty. length: the longest row allowed, in tokens.
         pixels: the views that are decoded; pictures of others have no tiles.
-    Returns: the batch, and for each drawn picture (row, index in its record).
     Raises:
-        ValueError: a record longer than a row, or a picture that does not decode; it names the record.
+        ValueError: a picture that does not decode; it names the record.
     """
-    documents = [
-        layout.lay_out(record.turns, task=record.task, key=record.key, sizes=record.sizes) for record in records
-    ]
-    longest = max((len(laid_out) for laid_out in documents), default=0)
-    if longest > length:
-        record = records[[len(laid_out) for laid_out in documents].index(longest)]
-        raise ValueError(
-            f"{record.key} takes {longest} tokens, a row has {length}: raise sequence_length or filter its corpus"
-        )
+    document = layout.lay_out(record.turns, task=record.task, key=record.key, sizes=record.sizes)
     views = {"seen": architecture.seen, "drawn": architecture.drawn}
-
-    def picture(row: int, number: int, slot: Slot) -> tuple[Cut, tuple[int, int]]:
-        record, view = records[row], views[slot.view]
+    cuts = []
+    for slot in document.slots:
+        view = views[slot.view]
         if slot.view not in pixels:
             size = record.sizes[slot.picture]
-            return Cut(np.zeros((0, view.side, view.side, 3), np.uint8), view.grid(size)), size
+            cuts.append((Cut(np.zeros((0, view.side, view.side, 3), np.uint8), view.grid(size)), size))
+            continue
         try:
             image = decoded(record.media[slot.picture])
         except ValueError as error:
             raise ValueError(f"{record.key}: {error}; rebuild its corpus with that row mended") from None
-        return view.cut(image), image.size
+        cuts.append((view.cut(image), image.size))
+    return Prepared(record=record, document=document, cuts=tuple(cuts))
 
-    laid = [[document] for document in documents] + [[] for _ in range(rows - len(documents))]
+
+def collate(
+    rows_of: Sequence[Sequence[Prepared]], architecture: Any, *, rows: int, length: int
+) -> tuple[Batch, list[tuple[int, int, int]]]:
+    """Records laid end to end in rows.
+
+    Args:
+        rows: of the batch; those beyond `rows_of` stay empty. length: the longest row allowed, in tokens.
+    Returns: the batch, and for each drawn picture (row, record in the row, index in its record).
+    Raises:
+        ValueError: a row longer than that; it names its longest record.
+    """
+    for row in rows_of:
+        if (tokens := sum(len(each.document) for each in row)) > length:
+            longest = max(row, key=lambda each: len(each.document))
+            raise ValueError(
+                f"{longest.record.key} takes {len(longest.document)} of {tokens} tokens, a row has {length}: "
+                "raise sequence_length or filter its corpus"
+            )
+
+    def picture(row: int, number: int, slot: PictureSlot) -> tuple[Cut, tuple[int, int]]:
+        held = rows_of[row][number]
+        return held.cuts[held.document.slots.index(slot)]
+
+    laid = [[each.document for each in row] for row in rows_of] + [[] for _ in range(rows - len(rows_of))]
     batch, owners = batched(laid, picture, sides=sides(architecture.seen, architecture.drawn))
-    return batch, [(row, index) for row, _, index in owners["drawn"]]
+    return batch, owners["drawn"]
 
 
 def of_view(batch: Batch, view: ViewName) -> Pictures:

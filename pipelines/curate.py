@@ -8,9 +8,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from dataflow.index import BuiltCorpus
 from dataflow.measures import Measure
 from pipelines.recipe import describe, key
 from pipelines.step import Place, Progress, alone, cluster, each, each_ready
+
+HERE = 4  # shards that are measured in this process: a cluster takes longer to start
 
 Shared = tuple[Measure, Path, Path, tuple[tuple[str, Path], ...]]
 """What workers are told: the measure, its corpus, its folder, and the folders of those that it is made of, by name."""
@@ -39,14 +41,19 @@ def measure(rule: Measure, corpus: BuiltCorpus, place: Place) -> Path:
         sweep(folder)  # parts, if whoever finished it was killed over them
         return folder
     made_of = tuple((each.name, measure(each, corpus, place)) for each in getattr(rule, "measures", ()))
-    with alone(folder.with_name(f".{folder.name}.lock"), folder.name), cluster(place):
+    with ExitStack() as stack:
+        stack.enter_context(alone(folder.with_name(f".{folder.name}.lock"), folder.name))
         folder.mkdir(parents=True, exist_ok=True)
         shards = range(len(corpus.manifest["shards"]))
         todo = [shard for shard in shards if not measures.part_path(folder, shard).is_file()]
         progress = Progress(f"{folder.name} of {corpus.name}", len(todo), "shards")
+        if len(todo) > HERE or rule.gpus:
+            stack.enter_context(cluster(place))
         shared = (rule, corpus.folder, folder, made_of)
         if rule.gpus:
             done = each_ready(_measurer, shared, todo, progress, gpus=rule.gpus)
+        elif len(todo) <= HERE:
+            done = map(partial(_measured, shared), todo)
         else:  # actors start anew for every corpus, workers are there already
             done = each(_measured, shared, todo, progress)
         for _ in done:
@@ -87,6 +94,18 @@ def _measurer(shared: Shared) -> Callable[[int], None]:
 _kept = lru_cache(maxsize=1)(_measurer)
 
 
+def there(rules: Iterable[Measure]) -> None:
+    """Whether what measures need is there: files, weights. Asked before work that is lost, or waits, without them.
+
+    Raises: ValueError: something is not.
+    """
+    for rule in rules:
+        there(getattr(rule, "measures", ()))
+        ask = getattr(rule, "there", None)
+        if ask is not None:
+            ask()
+
+
 def curate(
     rules: Sequence[Any], corpora: Sequence[BuiltCorpus], place: Place, beside: Mapping[str, BuiltCorpus] | None = None
 ) -> list[Verdicts]:
@@ -100,6 +119,8 @@ def curate(
     for one in corpora:
         keys = one.table["key"].combine_chunks()
         now.append(Verdicts(used=np.ones(len(keys), bool), reasons=pa.repeat("", len(keys)), clusters=keys))
+    needed = dict.fromkeys(each for rule in rules for each in rule.measures)
+    there(each for each in needed if not all(measured(each, one, place) for one in corpora))
     before = ""
     for rule in rules:
         against = [(beside or {})[each.recipe_key()] for each in getattr(rule, "against", ())]

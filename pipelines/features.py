@@ -29,12 +29,13 @@ from torch import Tensor
 
 from dataflow import sides
 from dataflow.build import receipt_path, sync
+from dataflow.folders import is_remote
 from dataflow.index import BuiltCorpus
 from dataflow.record import Record
 from models.interface import Architecture, Features, Measured
 from models.layout import Layout, ViewName
 from pipelines import checkpoint, plan, runs
-from pipelines.batching import EXTENSION, RecordBatches, Stored, collate, of_view, packed
+from pipelines.batching import EXTENSION, RecordBatches, Stored, collate, of_view, packed, prepared
 from pipelines.corpus import lock_of
 from pipelines.recipe import describe, key
 from pipelines.step import Place, Progress, alone, cluster, each_ready, finished
@@ -67,17 +68,21 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is to be encoded of one corpus: rows of its index. name: of the folders with its features, less rows."""
+    """What is to be encoded of one corpus: rows of its index.
+
+    name: of the folders with its features, less rows. measures: where these lie.
+    """
 
     corpus: BuiltCorpus
     name: str
     rows: NDArray[np.int64]
+    measures: Path
 
     @property
     def folder(self) -> Path:
         """Where it will lie when it is done."""
         rows = hashlib.sha256(np.ascontiguousarray(self.rows, "<i8").tobytes()).hexdigest()
-        return beside(self.corpus) / f"{self.name}-{rows[:12]}"
+        return self.measures / f"{self.name}-{rows[:12]}"
 
     @property
     def building(self) -> Path:
@@ -134,7 +139,7 @@ def measure(training: Training, place: Place, *, dtype: Dtype = "float32") -> li
         if lacking:
             stack.enter_context(cluster(place))
             _encode(lacking, encoder, named)
-    return [folder for work in wanted for folder in folders(beside(work.corpus), work.name)]
+    return [folder for work in wanted for folder in folders(work.measures, work.name)]
 
 
 def works(training: Training, place: Place, named: Mapping[str, Any], dtype: Dtype) -> list[Work]:
@@ -144,21 +149,23 @@ def works(training: Training, place: Place, named: Mapping[str, Any], dtype: Dty
     """
     corpora = [member.open() for member in plan.locate(training.mixture, place)]
     rows: dict[Path, list[NDArray[np.int64]]] = {}
-    for corpus, used in zip(corpora, plan.schedule(training, corpora).used(), strict=True):
+    for corpus, used in zip(corpora, plan.schedule(training, corpora, place).used(), strict=True):
         rows.setdefault(corpus.folder, []).append(pictured(corpus, used))
     found = []
     for folder, parts in rows.items():
         corpus = BuiltCorpus(folder)
         name = name_of(named, dtype, corpus)
-        held = sides.Sides(folders(beside(corpus), name), corpus.table.num_rows)
-        found.append(Work(corpus=corpus, name=name, rows=held.lacking(np.unique(np.concatenate(parts)))))
+        measures = beside(corpus, place.root)
+        held = sides.Sides(folders(measures, name), corpus.table.num_rows)
+        lacking = held.lacking(np.unique(np.concatenate(parts)))
+        found.append(Work(corpus=corpus, name=name, rows=lacking, measures=measures))
     return found
 
 
-def stored(batches: RecordBatches, architecture: Architecture, recipe: str) -> RecordBatches:
+def stored(batches: RecordBatches, architecture: Architecture, recipe: str, root: Path | None = None) -> RecordBatches:
     """The same batches with features of this architecture in place of pictures, the finest that are stored of all.
 
-    Args:    architecture: as its training begins. recipe: its name.
+    Args:    architecture: as its training begins. recipe: its name. root: of its run, for corpora kept in a store.
     Raises:  ValueError: features of some records are not stored, or of another encoder only.
     """
     measured = _worthwhile(architecture.measured, batches.architecture)
@@ -166,12 +173,36 @@ def stored(batches: RecordBatches, architecture: Architecture, recipe: str) -> R
     used = [pictured(*pair) for pair in zip(corpora, batches.schedule.used(), strict=True)]
     lacking: dict[Dtype, str | None] = {}
     for dtype in DTYPES:
-        found = [folders(beside(corpus), name_of(named, dtype, corpus)) for corpus in corpora]
+        found = [folders(beside(corpus, root), name_of(named, dtype, corpus)) for corpus in corpora]
         members = zip(corpora, found, used, strict=True)
-        lacking[dtype] = next(filter(None, (_lacking(*member, named) for member in members)), None)
+        lacking[dtype] = next(filter(None, (_lacking(*member, named, root) for member in members)), None)
         if lacking[dtype] is None:
             return replace(batches, stored=Stored(folders=tuple(found), views=measured.views, pixels=measured.pixels))
     raise ValueError(f"{lacking['float32']}: run interlace measure {recipe}, or train with execution.features=computed")
+
+
+def there(
+    corpora: Sequence[BuiltCorpus], used: Sequence[NDArray[np.int64]], measuring: str, root: Path | None = None
+) -> None:
+    """Whether features of all pictures of a training are stored at all, of whichever encoder: nothing is loaded.
+
+    `stored` looks closer, on the ranks that have built the encoder.
+
+    Args:    used: of each corpus, the records that the training reads. measuring: the command that stores features.
+             root: of the training, for corpora kept in a store.
+    Raises:  ValueError: features of some records are not stored.
+    """
+    for corpus, read in zip(corpora, used, strict=True):
+        rows, alike = pictured(corpus, read), dict[str, list[Path]]()
+        for folder in finished(beside(corpus, root).glob(f"features-{_source(corpus)}-*")):
+            if json.loads((folder / "manifest.json").read_bytes())["corpus_digest"] == corpus.manifest["root_digest"]:
+                alike.setdefault(folder.name.rpartition("-")[0], []).append(folder)
+        lacking = [len(sides.Sides(found, corpus.table.num_rows).lacking(rows)) for found in alike.values()]
+        if fewest := min(lacking, default=len(rows)):
+            raise ValueError(
+                f"features of {fewest} of {len(rows)} records of {corpus.name} are not stored: run {measuring}, "
+                "or train with --set execution.features=computed"
+            )
 
 
 def _worthwhile(measured: Measured, config: Any) -> Measured:
@@ -206,9 +237,11 @@ def folders(measures: Path, name: str) -> tuple[Path, ...]:
     return tuple(finished(measures.glob(f"{name}-*")))
 
 
-def beside(corpus: BuiltCorpus) -> Path:
-    """Where what was measured of a corpus lies: <root>/corpora/<name> -> <root>/measures."""
-    return corpus.folder.parent.parent / "measures"
+def beside(corpus: BuiltCorpus, root: Path | None) -> Path:
+    """Where what was measured of a corpus lies: <root>/measures. root: None for that of <root>/corpora/<name>."""
+    if root is None and is_remote(corpus.folder):
+        raise ValueError(f"{corpus.folder} is kept in a store: say under which root its features lie")
+    return (corpus.folder.parent.parent if root is None else root) / "measures"
 
 
 def pictured(corpus: BuiltCorpus, used: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -222,14 +255,18 @@ def _source(corpus: BuiltCorpus) -> str:
 
 
 def _lacking(
-    corpus: BuiltCorpus, found: Sequence[Path], rows: NDArray[np.int64], named: Mapping[str, Any]
+    corpus: BuiltCorpus,
+    found: Sequence[Path],
+    rows: NDArray[np.int64],
+    named: Mapping[str, Any],
+    root: Path | None,
 ) -> str | None:
     """Why features of these rows of a corpus cannot be read."""
     lacking = sides.Sides(found, corpus.table.num_rows).lacking(rows)
     if not len(lacking):
         return None
     if not found:
-        for folder in finished(beside(corpus).glob(f"features-{_source(corpus)}-*")):
+        for folder in finished(beside(corpus, root).glob(f"features-{_source(corpus)}-*")):
             manifest = json.loads((folder / "manifest.json").read_bytes())
             other = manifest["step"]["encoder"]
             if manifest["corpus_digest"] == corpus.manifest["root_digest"] and other != named["encoder"]:
@@ -308,7 +345,8 @@ def encoded(
 
     Raises:  ValueError: a picture that does not decode, or features that are not finite.
     """
-    batch, _ = collate(records, encoder.config, layout, rows=len(records), length=sys.maxsize)
+    rows = [[prepared(record, encoder.config, layout)] for record in records]
+    batch, _ = collate(rows, encoder.config, rows=len(records), length=sys.maxsize)
     with torch.no_grad():
         parts = architecture.apart(batch.to(device))
     for row, record in enumerate(records):

@@ -41,6 +41,11 @@ class Piece:
     picture: str = ""  # a data: URI
     tokens: int = 0
 
+    @property
+    def word(self) -> str:
+        """Of a picture: what the architecture does with it."""
+        return {"seen": "read", "drawn": "given"}.get(self.kind, "to be answered")
+
 
 def spelled(document: Document, layout: Layout) -> str:
     """A document as a line: control tokens and marks by name, [view picture: tokens], targets between { and }."""

@@ -9,19 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dataflow import selection
 from dataflow.curation import Verdicts
 from dataflow.index import BuiltCorpus
 from dataflow.mixture import Mixture
-from dataflow.record import Record
 from dataflow.schedule import Schedule
 from dataflow.selection import Every, Part
-from models.layout import Layout
-from pipelines import corpus
-from pipelines.curate import curate, select
+from dataflow.windows import Windows
+from pipelines import corpus, lengths
+from pipelines.curate import curate, select, there
 from pipelines.recipe import describe, key
 from pipelines.step import Place, cluster
 from pipelines.training import Training
@@ -44,7 +40,10 @@ def build(mixture: Mixture, place: Place, *, rehash: bool = False) -> list[Opene
     wanted = {each.recipe_key(): each for each in mixture.corpora}
     with ExitStack() as stack:
         if rehash or not all(corpus.is_built(each, place) for each in wanted.values()):
-            stack.enter_context(cluster(place))
+            there(measure for rule in mixture.curation for measure in rule.measures)
+            measured = mixture.curation or any(getattr(each, "measures", ()) for each in wanted.values())
+            written = (place.root,) if measured else ()  # by workers, beside corpora
+            stack.enter_context(cluster(place, shared=(*written, *filter(None, [place.store]))))
         folders = {recipe_key: corpus.build(each, place, rehash=rehash) for recipe_key, each in wanted.items()}
         return _opened(mixture, folders, place)
 
@@ -70,13 +69,13 @@ def held_out(mixture: Mixture, place: Place) -> list[Opened]:
     return [_through(Part(part="validation"), folders[name], place, verdicts.get(name)) for name in names]
 
 
-def schedule(training: Training, opened: Sequence[BuiltCorpus]) -> Schedule:
-    """The order in which a training reads its mixture.
+def schedule(training: Training, opened: Sequence[BuiltCorpus], place: Place) -> Schedule | Windows:
+    """The order in which a training reads its mixture; lengths are measured where it needs them.
 
     Raises:
         ValueError: a source that the architecture cannot learn from, one without records, one that runs dry, or no end.
     """
-    members = training.mixture.members
+    members, by_tokens = training.mixture.members, training.mixture.unit == "tokens"
     names = tuple(member.corpus.name for member in members)
     for name, built in zip(names, opened, strict=True):
         deaf = {task: count for task, count in built.tasks.items() if task not in training.architecture.tasks}
@@ -87,49 +86,35 @@ def schedule(training: Training, opened: Sequence[BuiltCorpus]) -> Schedule:
                 f"{share:.0%} of {name} is {', '.join(deaf)}, from which {kind} learns nothing: "
                 f"it learns {', '.join(training.architecture.tasks)}; select other records or take {name} out"
             )
-    endless = Schedule(
-        mixture=training.mixture,
-        names=names,
-        digests=tuple(built.digest for built in opened),
-        rows=tuple(len(built) for built in opened),
-        batch=training.batch,
-        positions=0,
-        lengths=lengths(training, opened) if training.mixture.unit == "tokens" else (),
-    )
-    plan = replace(endless, positions=_steps(training, endless.lasts) if training.steps is None else training.steps)
-    plan.counts()  # an infeasible mixture says so here
+    held = lengths.of(training.architecture, opened, place) if training.packing or by_tokens else ()
+    about = {
+        "mixture": training.mixture,
+        "names": names,
+        "digests": tuple(built.digest for built in opened),
+        "rows": tuple(len(built) for built in opened),
+        "batch": training.batch,
+        "positions": 0,
+    }
+    if training.packing:
+        endless = Windows(**about, lengths=held, length=training.sequence_length, packing=training.packing)
+    else:
+        endless = Schedule(**about, lengths=tuple(each.tokens for each in held))
+    plan = replace(endless, positions=_steps(training, endless.ends) if training.steps is None else training.steps)
+    plan.check()  # an infeasible mixture says so here
     return plan
 
 
-def lengths(training: Training, opened: Sequence[BuiltCorpus]) -> tuple[NDArray[np.int32], ...]:
-    """Of each member int32[n]: the tokens of every record it offers, laid out for the architecture."""
-    layout: Layout = training.architecture.layout()
-
-    def length(record: Record) -> int:
-        return len(layout.lay_out(record.turns, task=record.task, key=record.key, sizes=record.sizes))
-
-    return tuple(
-        np.fromiter((length(built.record(place)) for place in range(len(built))), np.int32, len(built))
-        for built in opened
-    )
-
-
-def _steps(training: Training, records: int | None) -> int:
-    """As many as the mixture lasts for."""
-    if records is None:
+def _steps(training: Training, ends: int | None) -> int:
+    """As many as the mixture lasts for: so many positions, each a step."""
+    if ends is None:
         raise ValueError(
             f"training {training.name} has no steps and its mixture no end: give steps, "
             "or give the members of a group a Count or Passes"
         )
-    if records < training.batch:
-        raise ValueError(
-            f"the mixture of training {training.name} lasts for {records} records, a batch has {training.batch}: "
-            "give it more, or make the batch smaller"
-        )
-    return records // training.batch
+    return ends
 
 
-def run_folder(training: Training, plan: Schedule, place: Place) -> Path:
+def run_folder(training: Training, plan: Schedule | Windows, place: Place) -> Path:
     """Where the run of this training on this data belongs: named by what changes its mathematics."""
     description = _mathematics(describe(training))
     run_key = key([description, plan.digest])
@@ -144,12 +129,13 @@ def _mathematics(description: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def table(training: Training, plan: Schedule) -> list[dict[str, Any]]:
+def table(training: Training, plan: Schedule | Windows) -> list[dict[str, Any]]:
     """What is planned of each member: group, source, records on disk, turns in this run, passes, share of the samples.
 
-    Of a mixture in tokens also the tokens, and the share is of them.
+    Also the tokens where lengths are known; of a mixture in tokens the share is of them.
     """
     rows, place, counts, sizes = [], 0, plan.counts(), plan.sizes()
+    tokens = plan.tokens() if isinstance(plan, Windows) else sizes if training.mixture.unit == "tokens" else None
     for group in training.mixture.groups:
         for _ in group.members:
             rows.append(
@@ -160,14 +146,14 @@ def table(training: Training, plan: Schedule) -> list[dict[str, Any]]:
                     "planned": counts[place],
                     "share": sizes[place] / sum(sizes),
                     "passes": counts[place] / plan.rows[place],
-                    **({"tokens": sizes[place]} if training.mixture.unit == "tokens" else {}),
+                    **({} if tokens is None else {"tokens": tokens[place]}),
                 }
             )
             place += 1
     return rows
 
 
-def slot_seed(seed: int, position: int, slot: int, purpose: str) -> int:
+def slot_seed(seed: int, position: int, slot: int | str, purpose: str) -> int:
     """The seed of one draw of training: a function of run seed, position, record slot and purpose, never of a rank."""
     digest = hashlib.sha256(f"{seed}/{position}/{slot}/{purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # 63 bits: what torch's manual_seed takes
@@ -180,6 +166,7 @@ def _located(mixture: Mixture, place: Place) -> dict[str, Path]:
 
 def _opened(mixture: Mixture, folders: dict[str, Path], place: Place) -> list[Opened]:
     """The members of a mixture whose corpora are built; curated over all of these, then selected from one by one."""
+    corpus.note_store(place)
     verdicts, members = _curated(mixture, folders, place), []
     for member in mixture.members:
         name = member.corpus.recipe_key()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dataflow.build import write_atomically
 from dataflow.schedule import Schedule
+from dataflow.windows import Windows
 from pipelines import checkpoint, plan, recipe
 from pipelines.batching import RecordBatches
 from pipelines.step import Place, alone, cluster
@@ -20,14 +21,21 @@ from pipelines.train import fit, prepare
 from pipelines.training import Training, Weights
 
 
-def train(training: Training, place: Place, *, recipe_name: str) -> Path:
+def train(training: Training, place: Place, *, recipe_name: str, measuring: str = "interlace measure") -> Path:
     """Train to the end, or find it trained; returns the run's folder. The same call resumes after anything.
 
+    Args:
+        measuring: the command that stores features, for the error that they are not.
     Raises:
-        ValueError: corpora that are not built, a mixture that cannot be, a folder with another writer.
+        ValueError: corpora that are not built, a mixture that cannot be, a folder with another writer, or features that
+            it is to read and that nobody stored.
     """
     opened, schedule, training, run = located(training, place)
     batches = batches_of(training, schedule, opened)
+    if training.execution.features == "stored" and not (run / "done.json").is_file():
+        from pipelines import features  # which finds with this module what a training starts from
+
+        features.there([member.open() for member in opened], schedule.used(), measuring, place.root)
     with alone(run / "lock", run.name):
         if (run / "done.json").is_file():
             print(f"{run.name}: already trained, nothing to do", flush=True)
@@ -51,19 +59,19 @@ def train(training: Training, place: Place, *, recipe_name: str) -> Path:
     return run
 
 
-def located(training: Training, place: Place) -> tuple[tuple[plan.Opened, ...], Schedule, Training, Path]:
+def located(training: Training, place: Place) -> tuple[tuple[plan.Opened, ...], Schedule | Windows, Training, Path]:
     """Its corpora, its schedule, itself with its number of steps, and the folder of its run.
 
     Raises:
         ValueError: corpora that are not built, a mixture that cannot be.
     """
     opened = tuple(plan.locate(training.mixture, place))
-    schedule = plan.schedule(training, [member.open() for member in opened])
+    schedule = plan.schedule(training, [member.open() for member in opened], place)
     whole = replace(pinned(training), steps=schedule.positions)
     return opened, schedule, whole, plan.run_folder(whole, schedule, place)
 
 
-def batches_of(training: Training, schedule: Schedule, opened: tuple[plan.Opened, ...]) -> RecordBatches:
+def batches_of(training: Training, schedule: Schedule | Windows, opened: tuple[plan.Opened, ...]) -> RecordBatches:
     """What its ranks train on."""
     return RecordBatches(
         schedule=schedule,
@@ -140,6 +148,6 @@ def described(run: Path, training: Training, recipe_name: str) -> None:
     """
     file, _, _ = recipe.split(recipe_name)
     outside = str(Path(file).expanduser().resolve()) if file.endswith(".py") else None
-    prepare(run, {"recipe": recipe_name, "file": outside, "value": recipe.describe(training)}, training)
+    prepare(run, {"recipe": recipe_name, "file": outside, "value": recipe.describe(training)})
     if outside:
         shutil.copyfile(outside, run / "recipe.py")  # code.txt tells of the house alone

@@ -1,7 +1,7 @@
 """One run of a training: its folder, the one writer it may have, and Ray Train around the loop of `worker.py`.
 
     with alone(run / "lock", run.name):
-        prepare(run, description, training)
+        prepare(run, description)
         fit(training, run, batches, workers=4, ray_address=address)
 
 The same lines again resume: Ray restores nothing, the newest checkpoint in the folder is all there is to know.
@@ -88,7 +88,7 @@ def fit(training: Training, run: Path, batches: Batches, *, workers: int, ray_ad
     print(f"done: {training.steps} steps, {finished}", flush=True)
 
 
-def prepare(run: Path, description: dict[str, Any], training: Training) -> None:
+def prepare(run: Path, description: dict[str, Any]) -> None:
     """Create the run's folder, or make sure that it is this training's own.
 
     What lies under `execution` may change between attempts: any stage, micro-batch and world size goes on with the
@@ -96,15 +96,8 @@ def prepare(run: Path, description: dict[str, Any], training: Training) -> None:
 
     Args:    description: the recipe as JSON values, written to recipe.json; what stands under `value` must stay, the
              rest says where it came from.
-    Raises:  ValueError naming the fields in which the folder's recipe differs, or a length that cannot be trained.
+    Raises:  ValueError naming the fields in which the folder's recipe differs.
     """
-    for name, value in (
-        ("execution.micro_batch", training.execution.micro_batch),
-        ("execution.save_every", training.execution.save_every),
-        ("execution.keep", training.execution.keep),
-    ):
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be 1 or more; set it in the recipe of {training.name}")
     run.mkdir(parents=True, exist_ok=True)
     recipe = run / "recipe.json"
     if recipe.exists():

@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from dataflow.mixture import Mixture
+from dataflow.packing import Packing
+from models.bounds import SEED, over_zero, refused, whole, within
+
+LONGEST_NAME = 200  # letters: with a key after it, it names a folder, and 255 is what a disk takes
+STEPS = 1_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +30,13 @@ class AdamW:
     clip: float = 1.0  # DeepSpeed 0.19 clips at 1.0 when nothing is said; 0 switches it off
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or min(self.clip, self.warmup_steps, self.weight_decay, self.minimum_rate) < 0:
-            raise ValueError(f"{self}: the learning rate is over 0, the other numbers are not under 0")
-        if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0 or self.minimum_rate > self.learning_rate:
-            raise ValueError(f"{self}: betas are 0 to under 1, eps is over 0, minimum_rate not over the learning rate")
+        over_zero(self, "learning_rate", "eps")
+        within(self, 0, self.learning_rate, "minimum_rate")
+        within(self, 0, 1e9, "clip", "weight_decay")
+        within(self, 0, 1, "betas")
+        if 1 in self.betas:
+            raise refused(self, "betas", "must be under 1")
+        whole(self, "warmup_steps", least=0, most=STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +49,13 @@ class Execution:
     features: Literal["computed", "stored"] = "computed"  # of frozen encoders; `interlace measure` stores them
     save_every: int = 50  # steps between checkpoints
     keep: int = 2  # newest checkpoints kept
+    max_replaced: int = 100  # records of one source that could not be read and were replaced, before a run stops
+
+    def __post_init__(self) -> None:
+        whole(self, "zero_stage", least=0, most=3)
+        whole(self, "micro_batch")
+        whole(self, "save_every", "keep", most=STEPS)
+        whole(self, "max_replaced", least=0, most=STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +79,8 @@ class Training:
     """One run of one architecture on one mixture.
 
     architecture: a config with `tasks`, `layout()`, `seen`, `drawn` and `build()` (models/interface.py).
-    batch: records of one optimizer step, over all ranks.
+    batch: rows of one optimizer step, over all ranks. sequence_length: tokens of a row.
+    packing: how rows hold several records; None: each holds one.
     steps: optimizer steps; None: as many as the amounts of the mixture last for, which takes built corpora to tell.
     start_from: the training, or the folder of a run, whose last weights this one begins with; optimizer and schedule
     are new.
@@ -77,20 +93,22 @@ class Training:
     batch: int
     steps: int | None
     sequence_length: int
+    packing: Packing | None = None
     seed: int = 0
     start_from: Training | Weights | None = None
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", self.name):
-            raise ValueError(f"training name {self.name!r}: it names a folder; use a-z, 0-9, '.', '_' and '-'")
+            told = self.name if len(self.name) <= 80 else f"{self.name[:80]}..."
+            raise ValueError(f"training name {told!r}: it names a folder; use a-z, 0-9, '.', '_' and '-'")
+        if len(self.name) > LONGEST_NAME:
+            told = f"training name {self.name[:40]}... has {len(self.name)} letters"
+            raise ValueError(f"{told}: it names a folder; use {LONGEST_NAME} at most")
         if not isinstance(self.mixture, Mixture) or not isinstance(self.optimizer, AdamW):
             raise ValueError(f"training {self.name}: mixture must be a Mixture, optimizer an AdamW")
-        for name in ("batch", "steps", "sequence_length"):
-            number = getattr(self, name)
-            if name == "steps" and number is None:
-                continue
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"training {self.name}: {name}={number!r} must be a whole number from 1")
+        whole(self, "batch", "sequence_length")
+        whole(self, *(() if self.steps is None else ("steps",)), most=STEPS)
+        whole(self, "seed", least=0, most=SEED)
 
     version: ClassVar[int] = 1

@@ -14,9 +14,10 @@ import math
 import os
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, distributed
 
 from dataflow.build import write_atomically
+from dataflow.reader import Replaced, event_line, events_digest, read_events
 from models.interface import Architecture
 from pipelines import checkpoint, features, zero
 from pipelines.batching import Micro, RecordBatches
@@ -45,6 +47,8 @@ class Outcome:
     total: float
     counts: dict[str, int]
     fed: dict[str, int]  # records each source gave
+    tokens: dict[str, int]  # and their tokens
+    replaced: list[Replaced]  # records that could not be read
     norm: float  # of the gradient, before clipping
 
 
@@ -72,6 +76,9 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
         told, _ = checkpoint.begin(run, architecture.module)
         if told and rank == 0:
             print(told, flush=True)
+        known = read_events(run / "events.jsonl")
+        if isinstance(batches, RecordBatches):
+            batches = replace(batches, known=tuple(known))
         digests = {
             "batches": batches.digest,
             "encoder": _digest(architecture.encoder.state_dict().items()),
@@ -80,7 +87,8 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
         _agree(digests)
         if execution.features == "stored":
             assert isinstance(batches, RecordBatches)
-            batches = features.stored(batches, architecture, json.loads((run / "recipe.json").read_bytes())["recipe"])
+            name = json.loads((run / "recipe.json").read_bytes())["recipe"]
+            batches = features.stored(batches, architecture, name, run.parent.parent)
             assert batches.stored is not None
             _agree({"features": str(batches.stored.folders)})
         engine = zero.engine(
@@ -92,7 +100,7 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
             accumulation=max(1, math.ceil(training.batch / (world * execution.micro_batch))),
         )
         architecture.encoder.to(engine.device).eval().requires_grad_(False)
-        start, losses = _resume(run, engine, digests)
+        start, losses = _resume(run, engine, digests, known)
 
         pool = ThreadPoolExecutor(1, "batches")
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # an error does not wait for data
@@ -101,6 +109,7 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
         def fetch(position: int) -> list[Micro]:
             return batches(position, rank, world, execution.micro_batch)
 
+        events = list(known)
         coming = pool.submit(fetch, start) if start < steps else None
         for position in range(start, steps):
             began = time.perf_counter()
@@ -110,7 +119,9 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
             coming = pool.submit(fetch, position + 1) if position + 1 < steps else None
             _seed(training.seed, position, rank)
             rate = zero.rate(training.optimizer, position, steps)
-            outcome = _step(engine, architecture, items, batches.sources, position, rate)
+            outcome = _step(engine, architecture, items, batches.sources, position, rate, run)
+            events += outcome.replaced
+            _within_budget(events, execution.max_replaced)
             losses = outcome.losses
             if journal is not None:
                 seconds = {"seconds": time.perf_counter() - began, "data_seconds": waited}
@@ -122,7 +133,13 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
                     "checkpoints of earlier steps are untouched"
                 )
             if (position + 1) % execution.save_every == 0 or position + 1 == steps:
-                state = {"step": position + 1, "position": position + 1, "digests": digests, "losses": losses}
+                state = {
+                    "step": position + 1,
+                    "position": position + 1,
+                    "digests": digests,
+                    "events": events_digest(events, position + 1),
+                    "losses": losses,
+                }
                 checkpoint.save(run / "checkpoints" / f"step-{position + 1:06d}", engine, state=state)
                 if rank == 0:
                     checkpoint.prune(run / "checkpoints", execution.keep)
@@ -139,6 +156,7 @@ def _step(
     sources: tuple[str, ...],
     position: int,
     rate: float,
+    run: Path,
 ) -> Outcome:
     """Forward and backward over this rank's micro-batches, then one optimizer step.
 
@@ -149,14 +167,19 @@ def _step(
     counts = [architecture.counts(item.batch) for item in items]
     learned = [sum(count[name] for count in counts) for name in weights]
     given = [sum(item.fed[place] for item in items) for place in range(len(sources))]
-    table = torch.tensor([len(items), *learned, *given], device=device)
+    taken = [sum(item.tokens[place] for item in items if item.tokens) for place in range(len(sources))]
+    table = torch.tensor(
+        [len(items), sum(len(item.replaced) for item in items), *learned, *given, *taken], device=device
+    )
     distributed.all_reduce(table)
-    everywhere, shared, fed = table[0].item(), table[1 : 1 + len(weights)].tolist(), table[1 + len(weights) :].tolist()
+    everywhere, unread, *told = table.tolist()
+    shared, fed, tokens = told[: len(weights)], told[len(weights) : -len(sources)], told[-len(sources) :]
     if everywhere != world * len(items) or not items:
         raise ValueError(
             f"position {position} gives this rank {len(items)} micro-batches and {world} ranks {everywhere} together: "
             "every rank needs equally many, at least one; pad with micro-batches without targets"
         )
+    replaced = _tell(run, items) if unread else []
     factors = {name: weights[name] * world / max(count, 1) for name, count in zip(weights, shared, strict=True)}
     sums = torch.zeros(len(weights), dtype=torch.float64, device=device)
     for index, item in enumerate(items):
@@ -177,8 +200,38 @@ def _step(
         total=sum(weights[name] * mean for name, mean in means.items() if mean is not None),
         counts=dict(zip(weights, shared, strict=True)),
         fed=_by_source(sources, fed),
+        tokens=_by_source(sources, tokens),
+        replaced=replaced,
         norm=norm,
     )
+
+
+def _tell(run: Path, items: list[Micro]) -> list[Replaced]:
+    """What any rank has just replaced in this position, in order: it is in the run's events, on the disk."""
+    heard: list[list[Replaced]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(heard, [event for item in items for event in item.replaced])
+    events = sorted((event for told in heard for event in told), key=lambda event: event.place)
+    if distributed.get_rank() == 0:
+        with (run / "events.jsonl").open("a") as stream:
+            stream.write("".join(map(event_line, events)))
+            stream.flush()
+            os.fsync(stream.fileno())
+        for event in events:
+            print(event.line(), flush=True)
+    distributed.barrier()
+    return events
+
+
+def _within_budget(events: list[Replaced], most: int) -> None:
+    """ValueError: more records of a source could not be read than a run goes on without."""
+    if events:
+        (source, count), *_ = Counter(event.source for event in events).most_common(1)
+        if count > most:
+            last = next(event for event in reversed(events) if event.source == source)
+            raise ValueError(
+                f"{count} records of {source} could not be read, over execution.max_replaced={most}; the last: "
+                f"{last.key}: {last.why}; run interlace verify on its corpus, build it again, or raise the limit"
+            )
 
 
 def _by_source(sources: tuple[str, ...], fed: list[int]) -> dict[str, int]:
@@ -186,7 +239,9 @@ def _by_source(sources: tuple[str, ...], fed: list[int]) -> dict[str, int]:
     return {source: sum(n for name, n in zip(sources, fed, strict=True) if name == source) for source in sources}
 
 
-def _resume(run: Path, engine: zero.Engine, digests: dict[str, str]) -> tuple[int, dict[str, float | None]]:
+def _resume(
+    run: Path, engine: zero.Engine, digests: dict[str, str], known: list[Replaced]
+) -> tuple[int, dict[str, float | None]]:
     """Load the newest checkpoint. Returns the position to go on from and the losses at it; 0 and none at a beginning.
 
     Raises:  ValueError when the checkpoint was made on other data, or beside other frozen weights.
@@ -202,6 +257,11 @@ def _resume(run: Path, engine: zero.Engine, digests: dict[str, str]) -> tuple[in
                 f"{newest[0]} was made with {name} {state['digests'][name]}, this training has {name} {digest}: "
                 "a run resumes with what it was begun with; restore that, or take another run folder"
             )
+    if state["events"] != events_digest(known, state["position"]):
+        raise ValueError(
+            f"{run / 'events.jsonl'} does not tell what was replaced up to position {state['position']} as "
+            f"{newest[0]} has it: restore the file"
+        )
     return state["position"], state["losses"]
 
 
@@ -247,6 +307,7 @@ class Journal:
             "total": outcome.total,
             "counts": outcome.counts,
             "fed": outcome.fed,
+            "tokens": outcome.tokens,
             "rate": rate,
             "norm": outcome.norm,
             **seconds,

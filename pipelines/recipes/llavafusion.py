@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dataflow.packing import Packing
 from models.configs import LLaVAFusion
 from models.parts import Clip, Llama, LlavaNext, Pixels, Pretrained, UNetCoder
 from pipelines.recipes import lmfusion, mixtures
@@ -33,10 +34,11 @@ def tiny() -> Training:
         ),
         mixture=mixtures.mini_llavafusion(),
         optimizer=AdamW(learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=8, minimum_rate=1e-4),
-        batch=16,
+        batch=4,
         steps=40,
         sequence_length=768,
-        execution=Execution(zero_stage=2, micro_batch=8, save_every=20),
+        packing=Packing(),
+        execution=Execution(zero_stage=2, micro_batch=2, save_every=20),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dataflow.packing import Packing
 from models.configs import LMFusion
 from models.parts import LLAMA3_8B, LLAMA32_1B, SMOLLM2_135M, Latents, Llama, Pixels, Pretrained, UNetCoder, Vae
 from pipelines.recipes import mixtures
@@ -44,10 +45,11 @@ def tiny() -> Training:
         ),
         mixture=mixtures.mini_lmfusion(),
         optimizer=AdamW(learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=8, minimum_rate=1e-4),
-        batch=16,
+        batch=4,
         steps=40,
         sequence_length=640,
-        execution=Execution(zero_stage=2, micro_batch=8, save_every=20),
+        packing=Packing(),
+        execution=Execution(zero_stage=2, micro_batch=2, save_every=20),
     )
 
 
@@ -78,10 +80,11 @@ def half() -> Training:
             warmup_steps=4000,
             minimum_rate=1.5e-5,
         ),
-        batch=8192,  # 2 M picture tokens: not stated, Transfusion's; the paper's 250 K are of its ablations alone
+        batch=576,  # 2 M picture tokens: not stated, Transfusion's; the paper's 250 K are of its ablations alone
         steps=119_000,  # 0.25 T picture tokens, section 4.2
         sequence_length=4096,
-        execution=Execution(zero_stage=3, micro_batch=8, dtype="bfloat16", save_every=500),
+        packing=Packing(),
+        execution=Execution(zero_stage=3, micro_batch=2, dtype="bfloat16", save_every=500),
     )
 
 
@@ -109,6 +112,7 @@ def edit() -> Training:
         start_from=half(),
         optimizer=replace(half().optimizer, learning_rate=1.5e-5, warmup_steps=0),  # where `half` ends; not stated
         batch=128,
+        packing=None,  # a record a row
         steps=625,  # 10 passes; not stated
     )
 
@@ -132,10 +136,10 @@ def onegpu() -> Training:
             ),
         ),
         optimizer=replace(large.optimizer, warmup_steps=1000),
-        batch=256,
+        batch=40,
         steps=100_000,
         sequence_length=2048,
-        execution=Execution(zero_stage=1, micro_batch=16, dtype="bfloat16", save_every=500),
+        execution=Execution(zero_stage=1, micro_batch=4, dtype="bfloat16", save_every=500),
     )
 
 
@@ -159,6 +163,5 @@ def smollm2() -> Training:
             ),
         ),
         optimizer=replace(small.optimizer, learning_rate=3e-4, minimum_rate=3e-5),
-        batch=16,
-        execution=Execution(zero_stage=2, micro_batch=4, save_every=50),
+        execution=Execution(zero_stage=2, micro_batch=2, save_every=50),
     )

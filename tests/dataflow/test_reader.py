@@ -1,9 +1,12 @@
-"""The reader: scheduled records from real shards, position by position, whatever part of it a rank asks for."""
+"""The reader: scheduled records from real shards, whatever part a rank asks for; what cannot be read is replaced."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +14,13 @@ from upstream import ORCA, Build, jpeg, jsonl, metaclip_json, tar
 
 from dataflow.index import BuiltCorpus
 from dataflow.mixture import Group, Member, Mixture
-from dataflow.reader import Reader
-from dataflow.schedule import Schedule
+from dataflow.packing import Packing, dealt
+from dataflow.reader import Reader, event_line, events_digest, fed, read_events
+from dataflow.record import Record
+from dataflow.schedule import Schedule, Use
 from dataflow.sources.cambrian import Cambrian
 from dataflow.sources.metaclip import MetaClip
+from dataflow.windows import Lengths, Windows
 
 
 @pytest.fixture
@@ -48,55 +54,186 @@ def schedule(corpora: list[BuiltCorpus]) -> Schedule:
     )
 
 
+def keyed(use: Use, record: Record) -> tuple[Use, str]:
+    """Decoding for these tests: what was asked for, and what came."""
+    return use, record.key
+
+
+def read(reader: Reader[tuple[Use, str]], position: int, which: Sequence[int] | None = None) -> list[list[Any]]:
+    """The values of a position's packs, all of them by default."""
+    numbers = range(len(reader.schedule.packs(position))) if which is None else which
+    return [[slot.value for slot in pack] for pack in reader.packs(position, numbers)]
+
+
+def packed(corpora: list[BuiltCorpus]) -> Windows:
+    """Several records to a row; lengths are made up."""
+    draw = np.random.default_rng(4)
+    groups = tuple(
+        Group(name=name, share=share, members=(Member(corpus=None),))
+        for name, share in (("text", 60), ("pictures", 40))
+    )
+    return Windows(
+        mixture=Mixture(groups=groups, seed=1),
+        packing=Packing(fill=900),
+        names=("cambrian", "metaclip"),
+        digests=tuple(corpus.digest for corpus in corpora),
+        rows=tuple(len(corpus) for corpus in corpora),
+        batch=16,
+        length=100,
+        positions=24,
+        lengths=tuple(
+            Lengths(
+                tokens=draw.integers(5, 40, len(corpus)).astype(np.int32), drawn=np.full(len(corpus), kind, np.int32)
+            )
+            for kind, corpus in enumerate(corpora)
+        ),
+    )
+
+
 def test_a_position_gives_the_scheduled_records_in_order(schedule: Schedule, corpora: list[BuiltCorpus]) -> None:
-    reader = Reader(schedule, corpora)
-    for number in range(schedule.positions):
-        read = reader.position(number)
-        assert [use for use, _ in read] == schedule.position(number)
-        assert [record.key for _, record in read] == [
-            corpora[use.member].keys[use.row] for use in schedule.position(number)
-        ]
+    for order in (schedule, packed(corpora)):
+        reader = Reader(order, corpora, decode=keyed)
+        for number in range(order.positions):
+            assert read(reader, number) == [
+                [(use, corpora[use.member].keys[use.row]) for use in pack] for pack in order.packs(number)
+            ]
+        assert reader.take() == []
 
 
 def test_an_epoch_reads_every_selected_record_once(schedule: Schedule, corpora: list[BuiltCorpus]) -> None:
-    reader = Reader(schedule, corpora)
-    read = [pair for number in range(schedule.positions) for pair in reader.position(number)]
+    reader = Reader(schedule, corpora, decode=keyed)
+    held = [pair for number in range(schedule.positions) for (pair,) in read(reader, number)]
     for member, corpus in enumerate(corpora):
-        first_epoch = [record.key for use, record in read if (use.member, use.epoch) == (member, 0)]
+        first_epoch = [key for use, key in held if (use.member, use.epoch) == (member, 0)]
         assert sorted(first_epoch) == sorted(corpus.keys)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 7])
-def test_ranks_together_read_what_one_reads(schedule: Schedule, corpora: list[BuiltCorpus], ranks: int) -> None:
-    whole = Reader(schedule, corpora).position(3)
-    readers = [Reader(schedule, [BuiltCorpus(each.folder, each.rows) for each in corpora]) for _ in range(ranks)]
-    parts = [reader.position(3, slice(rank, None, ranks)) for rank, reader in enumerate(readers)]
-    assert [parts[place % ranks][place // ranks] for place in range(6)] == whole
-    assert sum(map(len, parts)) == 6
+def digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
-def test_reading_goes_on_from_any_position(schedule: Schedule, corpora: list[BuiltCorpus]) -> None:
-    reader = Reader(schedule, corpora)
-    unbroken = [reader.position(number) for number in range(10)]
-    for start in (9, 4, 7):
-        resumed = Reader(replace(schedule), corpora)
-        assert [resumed.position(number) for number in range(start, 10)] == unbroken[start:]
+def damaged(*keys: str) -> Callable[[Use, Record], tuple[Use, str]]:
+    """Decoding that these records do not survive."""
+
+    def decode(use: Use, record: Record) -> tuple[Use, str]:
+        if record.key in keys:
+            raise ValueError("picture does not decode")
+        return use, record.key
+
+    return decode
+
+
+BAD = ("metaclip_000000001", "metaclip_000010002", "cambrian_000010003")
+
+
+@pytest.mark.parametrize("bad", [(), BAD], ids=["all sound", "three unreadable"])
+@pytest.mark.parametrize("start", [0, 9])
+@pytest.mark.parametrize("ahead", [0, 1, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_batches_are_the_same_for_any_ranks_look_ahead_and_resumption(
+    corpora: list[BuiltCorpus], ranks: int, ahead: int, start: int, bad: tuple[str, ...]
+) -> None:
+    plan = packed(corpora)
+    alone = Reader(plan, corpora, decode=damaged(*bad))
+    wanted = [digest(read(alone, position)) for position in range(start, plan.positions)]
+    replaced = alone.take()
+    assert bool(replaced) == bool(bad)
+
+    found: list[dict[int, Any]] = [{} for _ in range(plan.positions)]
+    told = []
+    for rank in range(ranks):
+        reader = Reader(replace(plan), [BuiltCorpus(c.folder, c.rows) for c in corpora], decode=damaged(*bad))
+
+        def deal(position: int, rank: int = rank) -> list[int]:
+            return dealt([plan.weight(pack) for pack in plan.packs(position)], ranks)[rank]
+
+        for position, packs in fed(reader, range(start, plan.positions), deal, ahead=ahead):
+            for number, pack in zip(deal(position), packs, strict=True):
+                if number >= 0:
+                    found[position][number] = [slot.value for slot in pack]
+        told += reader.take()
+    joined = [[packs[number] for number in sorted(packs)] for packs in found[start:]]
+    assert [digest(position) for position in joined] == wanted
+    assert sorted(told, key=lambda event: event.place) == replaced
+
+
+def test_what_takes_a_record_s_place_is_of_its_source_and_fits(corpora: list[BuiltCorpus]) -> None:
+    plan = packed(corpora)
+    reader = Reader(plan, corpora, decode=damaged(*BAD))
+    sound = Reader(plan, corpora, decode=keyed)
+    for position in range(plan.positions):
+        for before, after, number in zip(read(sound, position), read(reader, position), range(16), strict=True):
+            assert len(before) == len(after)
+            assert sum(plan.tokens_of(use) for use, _ in after) <= plan.length
+            events = {event.slot: event for event in reader.fresh if event.place[:2] == (position, number)}
+            for slot, (old, new) in enumerate(zip(before, after, strict=True)):
+                assert (old != new) == (slot in events)  # everything else stays
+                if slot in events:
+                    assert events[slot].key == old[1] in BAD and events[slot].by == new[1] not in BAD
+                    assert events[slot].why == "picture does not decode"
+                    assert new[0].member == old[0].member
+    assert all(key not in BAD for position in range(24) for pack in read(reader, position) for _, key in pack)
+
+
+def test_what_was_replaced_stays_so_whatever_the_disk_says_now(corpora: list[BuiltCorpus], tmp_path: Path) -> None:
+    plan = packed(corpora)
+    first = Reader(plan, corpora, decode=damaged(*BAD))
+    before = [read(first, position) for position in range(24)]
+    told = first.take()
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(map(event_line, told)) + '{"position": 3, "pa')  # a kill left half a line
+    assert read_events(path) == told
+    again = Reader(plan, corpora, decode=keyed, known={event.place: event for event in read_events(path)})
+    assert [read(again, position) for position in range(24)] == before
+    assert again.take() == []
+    early = [event for event in told if event.position < 12]
+    assert (
+        events_digest(told[::-1], 24) == events_digest(told, 24) != events_digest(told, 12) == events_digest(early, 24)
+    )
+    path.write_text('{"position": 3}\n')
+    with pytest.raises(ValueError, match=r"events.jsonl, line 1 is no event"):
+        read_events(path)
+
+
+def test_a_record_that_nothing_can_stand_in_for_leaves_its_slot_empty(corpora: list[BuiltCorpus]) -> None:
+    reader = Reader(packed(corpora), corpora, decode=damaged(*corpora[1].keys))
+    held = read(reader, 0)
+    assert all(use.member == 0 for pack in held for use, _ in pack)
+    assert {event.by for event in reader.take()} == {None}
+
+
+def test_a_failing_disk_stops_the_reader_and_replaces_nothing(corpora: list[BuiltCorpus]) -> None:
+    def failing(use: Use, record: Record) -> None:
+        raise OSError(5, "Input/output error")
+
+    reader = Reader(packed(corpora), corpora, decode=failing)
+    with pytest.raises(OSError, match="Input/output"):
+        reader.packs(0, [0])
+    assert reader.take() == []
+    (corpora[1].folder / "00000.tar").rename(corpora[1].folder / "away.tar")
+    lost = Reader(packed(corpora), [BuiltCorpus(c.folder, c.rows) for c in corpora], decode=keyed)
+    with pytest.raises(OSError, match=r"No such file.*00000\.tar"):
+        for position in range(24):
+            read(lost, position)
 
 
 def test_corpora_of_another_schedule_are_refused(schedule: Schedule, corpora: list[BuiltCorpus]) -> None:
     other = [BuiltCorpus(corpora[0].folder, np.arange(10)), corpora[1]]
     with pytest.raises(ValueError, match=r"cambrian is not the corpus of this schedule .* plan again"):
-        Reader(schedule, other)
+        Reader(schedule, other, decode=keyed)
     with pytest.raises(ValueError, match="1 corpora for a schedule of 2: give one per member"):
-        Reader(schedule, corpora[:1])
+        Reader(schedule, corpora[:1], decode=keyed)
 
 
-def test_a_damaged_record_is_named_when_its_turn_comes(schedule: Schedule, corpora: list[BuiltCorpus]) -> None:
+def test_a_shard_that_changed_gives_replacements_that_name_it(schedule: Schedule, corpora: list[BuiltCorpus]) -> None:
     path = corpora[1].folder / "00000.tar"
     size = path.stat().st_size
     path.unlink()
     path.write_bytes(bytes(size))
-    reader = Reader(schedule, [corpora[0], BuiltCorpus(corpora[1].folder)])
-    with pytest.raises(ValueError, match=r"record metaclip_00000000\d cannot be read from .*00000\.tar"):
-        for number in range(10):
-            reader.position(number)
+    reader = Reader(schedule, [corpora[0], BuiltCorpus(corpora[1].folder)], decode=keyed)
+    for number in range(10):
+        read(reader, number)
+    told = reader.take()
+    assert {event.source for event in told} == {"metaclip"}
+    assert all("cannot be read from" in event.why and "interlace verify" in event.why for event in told)
+    assert {event.key[-5] for event in told} == {"0"}  # of the first shard alone

@@ -517,3 +517,13 @@ def test_the_source_that_runs_dry_first_is_named_with_where_and_why(
     replace(dry, positions=position).counts()  # up to there it can be met
     with pytest.raises(ValueError, match="runs dry"):
         replace(dry, positions=position + 1).counts()
+
+
+def test_a_record_is_found_at_every_position_it_is_read_at() -> None:
+    read: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    for position in range(SCHEDULE.positions):
+        for place, use in enumerate(SCHEDULE.position(position)):
+            read.setdefault((use.member, use.row), []).append((position, place, 0))
+    for member, rows in enumerate(ROWS):
+        for row in range(rows):
+            assert list(SCHEDULE.where(member, row)) == read.get((member, row), [])

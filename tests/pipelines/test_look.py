@@ -105,7 +105,7 @@ def test_the_page_shows_text_pictures_and_masks_of_a_position_and_escapes_captio
         seed=0,
     )
     pages = [look.page(training, batches, position, tmp_path / "look.html").read_text() for position in range(40)]
-    assert all("64 records a position; here: world_pictures 8, world_questions 4" in page for page in pages)
+    assert all("64 rows a position; here: world_pictures 8, world_questions 4" in page for page in pages)
     assert all(page.count("data:image/png") == 24 for page in pages)  # a picture and a mask of each row
     assert all("<b>red" not in page for page in pages) and any("&lt;b&gt;red" in page for page in pages)
     with pytest.raises(ValueError, match="position 40: this training has 0 to 39"):

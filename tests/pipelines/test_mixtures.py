@@ -24,6 +24,7 @@ from models.layout import ByteTokenizer, ChatLayout
 from pipelines import plan, recipe
 from pipelines.corpus import Corpus
 from pipelines.recipes import mixtures
+from pipelines.step import Place
 from pipelines.training import AdamW, Training
 
 Interlace = Callable[..., subprocess.CompletedProcess[str]]
@@ -277,13 +278,21 @@ def opened(mixture: Mixture, world: Path, folder: Path) -> list[BuiltCorpus]:
 
 
 @pytest.fixture(scope="module")
-def pairs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[BuiltCorpus]:
-    return opened(mixtures.transfusion(), world, tmp_path_factory.mktemp("pairs"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(root=tmp_path_factory.mktemp("pairs"))
 
 
-def test_transfusion_has_as_many_tokens_of_text_as_of_pictures_at_every_prefix(pairs: list[BuiltCorpus]) -> None:
+@pytest.fixture(scope="module")
+def pairs(world: Path, place: Place) -> list[BuiltCorpus]:
+    return opened(mixtures.transfusion(), world, place.root)
+
+
+def test_transfusion_has_as_many_tokens_of_text_as_of_pictures_at_every_prefix(
+    pairs: list[BuiltCorpus], place: Place
+) -> None:
     asked = training(mixtures.transfusion(), steps=60)
-    schedule = plan.schedule(asked, pairs)
+    schedule = plan.schedule(asked, pairs, place)
+    assert isinstance(schedule, Schedule)
     layout, had, longest = asked.architecture.layout(), [0, 0], 0
     for number in range(schedule.positions):
         for use in schedule.position(number):
@@ -301,9 +310,11 @@ def test_transfusion_has_as_many_tokens_of_text_as_of_pictures_at_every_prefix(p
     assert [row["source"] for row in rows] == ["text", "captions"]
 
 
-def test_a_mixture_in_samples_lays_out_nothing_and_its_table_has_no_tokens(pairs: list[BuiltCorpus]) -> None:
+def test_a_mixture_in_samples_lays_out_nothing_and_its_table_has_no_tokens(
+    pairs: list[BuiltCorpus], place: Place
+) -> None:
     asked = training(replace(mixtures.transfusion(), unit="samples"), steps=10)
-    schedule = plan.schedule(asked, pairs)
+    schedule = plan.schedule(asked, pairs, place)
     assert schedule.lengths == ()
     assert [sorted(row) for row in plan.table(asked, schedule)] == [
         ["group", "passes", "planned", "records", "share", "source"]
@@ -311,26 +322,26 @@ def test_a_mixture_in_samples_lays_out_nothing_and_its_table_has_no_tokens(pairs
     assert [row["share"] for row in plan.table(asked, schedule)] == [0.5, 0.5]
 
 
-def test_without_steps_a_training_is_as_long_as_its_mixture(pairs: list[BuiltCorpus]) -> None:
+def test_without_steps_a_training_is_as_long_as_its_mixture(pairs: list[BuiltCorpus], place: Place) -> None:
     text, captions = mixtures.transfusion().members
     once = Group(name="text", members=(replace(text, amount=Passes(times=2)),))
     some = Group(name="generation", members=(replace(captions, amount=Count(records=5)),))
     asked = training(Mixture(groups=(once, some)), steps=None)
-    schedule = plan.schedule(asked, pairs)
+    schedule = plan.schedule(asked, pairs, place)
     assert schedule.positions == (2 * len(pairs[0]) + 5) // 4
     assert next(row["passes"] for row in plan.table(asked, schedule)) == pytest.approx(2, abs=4 / len(pairs[0]))
-    assert plan.schedule(replace(asked, steps=schedule.positions), pairs) == schedule
+    assert plan.schedule(replace(asked, steps=schedule.positions), pairs, place) == schedule
     with pytest.raises(ValueError, match=r"^(text|captions) runs dry at position \d+ of 999: its amount is"):
-        plan.schedule(replace(asked, steps=999), pairs)
+        plan.schedule(replace(asked, steps=999), pairs, place)
     with pytest.raises(ValueError, match=rf"lasts for {2 * len(pairs[0]) + 5} records, a batch has 500: give it more"):
-        plan.schedule(replace(asked, batch=500), pairs)
+        plan.schedule(replace(asked, batch=500), pairs, place)
 
 
-def test_without_steps_and_amounts_a_training_has_no_end(pairs: list[BuiltCorpus]) -> None:
+def test_without_steps_and_amounts_a_training_has_no_end(pairs: list[BuiltCorpus], place: Place) -> None:
     with pytest.raises(
         ValueError, match="training read has no steps and its mixture no end: give steps, or give the members of a"
     ):
-        plan.schedule(training(replace(mixtures.transfusion(), unit="samples"), steps=None), pairs)
+        plan.schedule(training(replace(mixtures.transfusion(), unit="samples"), steps=None), pairs, place)
 
 
 def test_the_command_takes_a_recipe_with_brackets(interlace: Interlace) -> None:

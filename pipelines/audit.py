@@ -1,0 +1,213 @@
+"""What a run was planned to be fed, and what it was fed; where a record is trained, and what a position holds.
+
+interlace audit RUN                  planned, fed and replaced by source; exit 1 where they differ
+interlace trace RUN --position N     the records of a position, with the rows they come from
+interlace trace RUN --record KEY     the positions at which a record is trained
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataflow.index import BuiltCorpus
+from dataflow.reader import Replaced, read_events
+from dataflow.schedule import Schedule, Use
+from dataflow.windows import Windows
+from pipelines import runs, sample
+from pipelines.step import Place
+from pipelines.training import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduled:
+    """A run with the schedule that it follows, and its opened corpora."""
+
+    run: Path
+    training: Training
+    schedule: Schedule | Windows
+    corpora: tuple[BuiltCorpus, ...]
+    events: tuple[Replaced, ...]
+
+    @staticmethod
+    def of(run: Path, place: Place) -> Scheduled:
+        """Of the run in a folder.
+
+        Raises: ValueError: no run there, or corpora that are not those that it was begun on.
+        """
+        training = sample.read_training(run)
+        opened, schedule, training, _ = runs.located(training, place)
+        begun = json.loads((run / "plan.json").read_bytes())["schedule"]
+        if begun != schedule.digest:
+            raise ValueError(
+                f"{run.name} follows schedule {begun[:12]}, what lies under {place.root} gives {schedule.digest[:12]}: "
+                "name the root and the data that it was trained on"
+            )
+        return Scheduled(
+            run=run,
+            training=training,
+            schedule=schedule,
+            corpora=tuple(member.open() for member in opened),
+            events=tuple(read_events(run / "events.jsonl")),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A source of a run up to its last step: records and tokens, planned and fed; records replaced and lost."""
+
+    group: str
+    source: str
+    planned: int
+    fed: int
+    planned_tokens: int | None
+    fed_tokens: int
+    replaced: int
+    lost: int
+
+    def amiss(self, slack: int) -> bool:
+        """Whether it was fed other than planned: records but for those that nothing replaced, tokens but for slack."""
+        if self.fed != self.planned - self.lost:
+            return True
+        return self.planned_tokens is not None and abs(self.fed_tokens - self.planned_tokens) > slack
+
+
+def audit(held: Scheduled) -> tuple[int, list[Line]]:
+    """Steps that the run has taken, and what each source was to give and gave in them.
+
+    A source that stands in a mixture twice is one line: that is how a run counts.
+    """
+    taken: dict[int, dict[str, Any]] = {}
+    metrics = held.run / "metrics.jsonl"
+    for line in metrics.read_text().splitlines() if metrics.is_file() else ():
+        told = json.loads(line)
+        taken[told["step"]] = told  # a step that was repeated after a kill counts once
+    steps = max(taken, default=0)
+    if sorted(taken) != list(range(1, steps + 1)):
+        raise ValueError(f"{metrics} does not tell of every step up to {steps}: restore the file")
+    fed, tokens = Counter[str](), Counter[str]()
+    for told in taken.values():
+        fed.update(told["fed"])
+        tokens.update(told["tokens"])
+    counts = held.schedule.counts(steps)
+    planned_tokens = held.schedule.tokens(steps) if isinstance(held.schedule, Windows) else None
+    unplaced = _unplaced(held.schedule, steps)
+    groups = [group.name for group in held.training.mixture.groups for _ in group.members]
+    events = [event for event in held.events if event.position < steps]
+    lines = []
+    for source in dict.fromkeys(held.schedule.names):
+        members = [number for number, name in enumerate(held.schedule.names) if name == source]
+        mine = [event for event in events if event.source == source]
+        left = sum(unplaced[number][0] for number in members)
+        lines.append(
+            Line(
+                group=groups[members[0]],
+                source=source,
+                planned=sum(counts[number] for number in members) - left,
+                fed=fed[source],
+                planned_tokens=None
+                if planned_tokens is None
+                else sum(planned_tokens[number] - unplaced[number][1] for number in members),
+                fed_tokens=tokens[source],
+                replaced=sum(event.row is not None for event in mine),
+                lost=sum(event.row is None for event in mine),
+            )
+        )
+    return steps, lines
+
+
+def _unplaced(schedule: Schedule | Windows, steps: int) -> list[tuple[int, int]]:
+    """Records and tokens of each member that found no room in the windows so far: known where the fill was given."""
+    found = [(0, 0)] * len(schedule.names)
+    if isinstance(schedule, Windows):
+        per_window = schedule.packs_per_window // schedule.batch
+        for number in range(steps // per_window):
+            for use in schedule.window(number).left:
+                records, tokens = found[use.member]
+                found[use.member] = records + 1, tokens + schedule.tokens_of(use)
+    return found
+
+
+def table(held: Scheduled) -> tuple[list[str], bool]:
+    """The lines of an audit for people, and whether all is as planned."""
+    steps, lines = audit(held)
+    tokens = sum(line.fed_tokens for line in lines)
+    width = max(len(line.source) for line in lines)
+    group = max(len(line.group) for line in lines)
+    told = [
+        f"{held.run.name}: {steps} of {held.schedule.positions} steps, {sum(line.fed for line in lines)} records, "
+        f"{tokens} tokens",
+        f"{'group':{group}}  {'source':{width}}  {'records planned':>15}  {'fed':>9}  {'tokens planned':>14}  "
+        f"{'fed':>11}  {'% of tokens':>11}  {'replaced':>8}  {'lost':>5}",
+    ]
+    row = held.training.sequence_length
+    sound = True
+    for line in lines:
+        wrong = line.amiss(row * (1 + line.replaced + line.lost))
+        sound &= not wrong
+        planned = "-" if line.planned_tokens is None else str(line.planned_tokens)
+        told.append(
+            f"{line.group:{group}}  {line.source:{width}}  {line.planned:15}  {line.fed:9}  {planned:>14}  "
+            f"{line.fed_tokens:11}  {100 * line.fed_tokens / max(1, tokens):11.2f}  {line.replaced:8}  {line.lost:5}"
+            + ("  NOT AS PLANNED" if wrong else "")
+        )
+    return told, sound
+
+
+def at_position(held: Scheduled, position: int) -> Iterator[str]:
+    """What a position holds, a line per record: row, slot, key, task, epoch, and the input row that it comes from.
+
+    Raises: ValueError: a position that the run does not have.
+    """
+    replaced = {event.place: event for event in held.events}
+    for number, pack in enumerate(held.schedule.packs(position)):
+        for slot, use in enumerate(pack):
+            event = replaced.get((position, number, slot))
+            if event is None:
+                yield f"{number:4} {slot:3}  {_record(held, use)}"
+            elif event.row is None:
+                yield f"{number:4} {slot:3}  empty: {event.key} cannot be read ({event.why})"
+            else:
+                told = _record(held, Use(use.member, event.row, use.epoch))
+                yield f"{number:4} {slot:3}  {told}  in place of {event.key} ({event.why})"
+
+
+def _record(held: Scheduled, use: Use) -> str:
+    record = held.corpora[use.member].record(use.row)
+    origin = f"{record.source} {record.lineage.file}, row {record.lineage.row}"
+    tokens = held.schedule.tokens_of(use)
+    length = "" if tokens is None else f"  {tokens} tokens"
+    return f"{record.key}  {record.task}  pass {use.epoch + 1}{length}  from {origin}"
+
+
+def of_record(held: Scheduled, key: str) -> Iterator[str]:
+    """Where a record is trained, a line per time.
+
+    Raises: ValueError: no corpus of the run offers it.
+    """
+    found = False
+    for member, corpus in enumerate(held.corpora):
+        if key.rpartition("_")[0] != held.schedule.names[member] and not key.startswith(held.schedule.names[member]):
+            continue
+        places = [place for place, name in enumerate(corpus.keys) if name == key]
+        for place in places:
+            found = True
+            record = corpus.record(place)
+            yield f"{key}: {record.task} from {record.lineage.file}, row {record.lineage.row}"
+            uses = list(held.schedule.where(member, place))
+            gone = {event.place: event for event in held.events}
+            for position, number, slot in uses:
+                event = gone.get((position, number, slot))
+                instead = "" if event is None else f": not read ({event.why}), {event.by or 'nothing'} in its place"
+                yield f"  position {position}, row {number}, slot {slot}{instead}"
+            stands = [event for event in held.events if event.by == key]
+            for event in stands:
+                yield f"  position {event.position}, row {event.pack}, slot {event.slot}: in place of {event.key}"
+            if not uses and not stands:
+                yield f"  in none of the {held.schedule.positions} positions"
+    if not found:
+        raise ValueError(f"no corpus of {held.run.name} offers a record {key!r}: its keys are as in index.parquet")
