@@ -374,12 +374,13 @@ class BuiltCorpus:
             return adopt.read(data, key, lineage, self._adopted)
         except (ValueError, TypeError, LookupError, AttributeError, OSError, tarfile.TarError) as error:
             part, remote = self.part(shard), folders.is_remote(self.folder)
-            if isinstance(error, OSError) or (remote and isinstance(error, StoreError)):
+            if remote and isinstance(error, (StoreError, OSError)):
                 raise
             kept = f", kept in {self.cache.folder / part.sha256}" if remote else ""
-            raise ValueError(
-                f"record {key} cannot be read from {part.path}{kept} ({error}): run interlace verify {self.folder}"
-            ) from None
+            told = f"record {key} cannot be read from {part.path}{kept} ({error}): run interlace verify {self.folder}"
+            if isinstance(error, OSError):
+                raise OSError(error.errno, told) from None
+            raise ValueError(told) from None
 
 
 @dataclass(frozen=True, kw_only=True)

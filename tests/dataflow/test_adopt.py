@@ -95,7 +95,7 @@ def test_verify_sees_what_happens_to_the_tar(data: Path, tmp_path: Path) -> None
     assert [name for name, problem in index.verify(folder) if problem] == ["00001.tar"]
     path.unlink()
     assert dict(index.verify(folder))["00001.tar"] == "is missing"
-    with pytest.raises(ValueError, match=r"record metaclip_000010000 cannot be read from .*: run interlace verify"):
+    with pytest.raises(OSError, match=r"record metaclip_000010000 cannot be read from .*: run interlace verify"):
         BuiltCorpus(folder).record(3)
 
 
