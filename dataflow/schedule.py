@@ -320,14 +320,15 @@ class Schedule:
         """The same as rows of one record each."""
         return [(use,) for use in self.position(position)]
 
-    def where(self, member: int, row: int) -> Iterator[tuple[int, int, int]]:
+    def where(self, member: int, row: int) -> list[tuple[int, int, int]]:
         """(position, row of it, 0) of every use of a record, in order."""
-        turns_of = np.flatnonzero(self._members == member)
+        turns_of, found = np.flatnonzero(self._members == member), []
         for epoch in range(-(-len(turns_of) // self.rows[member])):
             use = epoch * self.rows[member] + int(np.flatnonzero(self._order(member, epoch) == row)[0])
             if use < len(turns_of):
                 position, place = divmod(int(turns_of[use]), self.batch)
-                yield position, place, 0
+                found.append((position, place, 0))
+        return found
 
     def weight(self, pack: tuple[Use, ...]) -> int:
         """All rows are taken to be alike."""

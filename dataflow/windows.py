@@ -32,6 +32,7 @@ from dataflow.schedule import Use
 _BLOCK = 8192  # records whose lengths are summed at a time
 _BLOCKS = 4  # of each member whose sums are held in full
 _PACKS, _LONG, _PACKS_LONG = 256, 16384, 64  # packs of a window at least; so many are enough where rows are long
+_BOUNDS = 4096  # windows whose boundaries are remembered
 _PILOT = 64  # windows that are packed to choose a fill
 _FILLS = (990, 985, 980, 975, 970, 960, 950, 940, 920, 900, 875, 850, 800, 750, 700, 600, 500)  # of 1,000 places
 
@@ -292,13 +293,13 @@ class Windows:
         number, place = divmod(position, self.packs_per_window // self.batch)
         return list(self.window(number).packs[place * self.batch : (place + 1) * self.batch])
 
-    def where(self, member: int, row: int) -> Iterator[tuple[int, int, int]]:
+    def where(self, member: int, row: int) -> list[tuple[int, int, int]]:
         """(position, pack, slot) of every use of a record, in order."""
         per_window = self.packs_per_window // self.batch
         windows = -(-self.positions // per_window)
         if self._filled.end is not None:
             windows = min(windows, self._filled.end)
-        given = self._filled.boundaries(windows)[member]
+        given, found = self._filled.boundaries(windows)[member], []
         for epoch in range(-(-given // max(1, self._streams[member].rows))):
             turn = self._streams[member].turn(row, epoch)
             if turn is None or turn >= given:
@@ -308,7 +309,8 @@ class Windows:
             for place, pack in enumerate(self.window(number).packs):
                 position = number * per_window + place // self.batch
                 if use in pack and position < self.positions:
-                    yield position, place % self.batch, pack.index(use)
+                    found.append((position, place % self.batch, pack.index(use)))
+        return sorted(found)
 
     def weight(self, pack: tuple[Use, ...]) -> int:
         """How much work a pack is to encoders beside its tokens, which are as many in all: its drawn tokens."""
@@ -389,7 +391,8 @@ class _Filled:
         made = plan._weights
         self.parties = [(group, place) for group, inside in enumerate(made.members) for place in range(len(inside))]
         self.stages = self._stages()
-        self._clocks: dict[int, int] = {0: 0}
+        self._clocks: dict[int, Fraction] = {0: Fraction(0)}
+        self._bounds: dict[int, tuple[int, ...]] = {}
 
     def _stages(self) -> list[tuple[int, list[Fraction]]]:
         """(first window, part of all that each member gets) of every stage."""
@@ -423,7 +426,7 @@ class _Filled:
             return None
         if self.plan.mixture.unit == "tokens":
             return max(1, -(-clock // self.quota).__ceil__())
-        tokens = sum(s.tokens(c) for s, c in zip(self.streams, self._at(clock), strict=True))
+        tokens = sum(s.tokens(c) for s, c in zip(self.streams, self._at(clock, 1), strict=True))
         return max(1, -(-tokens // self.quota))
 
     @cached_property
@@ -444,57 +447,58 @@ class _Filled:
 
     def boundaries(self, number: int) -> tuple[int, ...]:
         """How many records each member has given before window `number`."""
-        if self.plan.mixture.unit == "tokens":
-            clock = Fraction(number * self.quota)
-            return self._at(clock if self.last_clock is None else min(clock, self.last_clock))
-        return self._at(Fraction(self._clock(number)))
+        if number not in self._bounds:
+            if len(self._bounds) > _BOUNDS:
+                self._bounds.clear()
+            self._bounds[number] = self._at(self._clock(number), self._begun(number))
+        return self._bounds[number]
 
-    def _clock(self, number: int) -> int:
-        """Records before window `number`, as shares are counted: as many as its quotas hold. Samples only."""
-        if number in self._clocks:
-            return self._clocks[number]
-        tokens = number * self.quota
-        last = None if self.last_clock is None else self.last_clock.__floor__()
-        if last is not None and number >= (self.end or 0):
-            return last
+    def _begun(self, number: int) -> int:
+        """The stages that begin before a window; the first one always has."""
+        return max(1, sum(window < number for window, _ in self.stages))
+
+    def _clock(self, number: int) -> Fraction:
+        """What all together have given before window `number`, in the mixture's unit: as much as its quotas hold."""
+        tokens, last = number * self.quota, self.last_clock
+        if self.plan.mixture.unit == "tokens":
+            return Fraction(tokens) if last is None else min(Fraction(tokens), last)
+        if number not in self._clocks:
+            if len(self._clocks) > _BOUNDS:
+                self._clocks = {0: Fraction(0)}
+            found = last if last is not None and number >= (self.end or 0) else self._records(number, tokens)
+            self._clocks[number] = found if last is None else min(found, last)
+        return self._clocks[number]
+
+    def _records(self, number: int, tokens: int) -> Fraction:
+        """The most records of which all members' shares hold no more tokens."""
+        stages = self._begun(number)
+
+        def held(clock: int) -> int:
+            counts = self._at(Fraction(clock), stages)
+            return sum(stream.tokens(count) for stream, count in zip(self.streams, counts, strict=True))
+
         mean = max(1, sum(s.total for s in self.streams) // max(1, sum(s.rows for s in self.streams)))
-        low = 0
-        high = max(1, tokens // mean)
+        low, high = 0, max(1, tokens // mean)
         if number - 1 in self._clocks:
-            low = self._clocks[number - 1]
+            low = int(self._clocks[number - 1])
             high = low + max(1, self.quota // mean)
-        while self._tokens_at(high) <= tokens:
+        while held(high) <= tokens:
             low, high = high, high + max(1, high - low) * 2
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._tokens_at(middle) <= tokens else (low, middle)
-        if len(self._clocks) > 64:
-            self._clocks = {0: 0}
-        self._clocks[number] = low if last is None else min(low, last)
-        return self._clocks[number]
+            low, high = (middle, high) if held(middle) <= tokens else (low, middle)
+        return Fraction(low)
 
-    def _tokens_at(self, clock: int) -> int:
-        counts = self._at(Fraction(clock))
-        return sum(stream.tokens(count) for stream, count in zip(self.streams, counts, strict=True))
-
-    def _at(self, clock: Fraction) -> tuple[int, ...]:
-        """How many records each member has given when all together have given `clock`, in the mixture's unit."""
+    def _at(self, clock: Fraction, stages: int) -> tuple[int, ...]:
+        """How many records each member has given when all together have given `clock`; by the first so many stages."""
         had = [Fraction(0)] * len(self.parties)
-        for place, (window, parts) in enumerate(self.stages):
-            begins = self._stage_clock(window)
-            ends = self._stage_clock(self.stages[place + 1][0]) if place + 1 < len(self.stages) else None
-            span = (clock if ends is None else min(clock, ends)) - begins
-            if span <= 0:
-                break
+        for place, (window, parts) in enumerate(self.stages[:stages]):
+            ends = clock if place + 1 == stages else self._clock(self.stages[place + 1][0])
+            span = ends - self._clock(window)
             had = [so_far + part * span for so_far, part in zip(had, parts, strict=True)]
         if self.plan.mixture.unit == "samples":
             return tuple(int(share + Fraction(1, 2)) for share in had)
         return tuple(stream.boundary(share) for stream, share in zip(self.streams, had, strict=True))
-
-    def _stage_clock(self, window: int) -> Fraction:
-        if window == 0:
-            return Fraction(0)
-        return Fraction(window * self.quota if self.plan.mixture.unit == "tokens" else self._clock(window))
 
     def window(self, number: int) -> Window:
         """Its packs, in the order of their positions."""

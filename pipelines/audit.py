@@ -198,7 +198,7 @@ def of_record(held: Scheduled, key: str) -> Iterator[str]:
             found = True
             record = corpus.record(place)
             yield f"{key}: {record.task} from {record.lineage.file}, row {record.lineage.row}"
-            uses = list(held.schedule.where(member, place))
+            uses = held.schedule.where(member, place)
             gone = {event.place: event for event in held.events}
             for position, number, slot in uses:
                 event = gone.get((position, number, slot))

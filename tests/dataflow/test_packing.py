@@ -82,7 +82,7 @@ def test_ranks_get_about_the_same_work() -> None:
     draw = np.random.default_rng(2)
     weights = draw.poisson(7, 256).tolist()
     sums = [sum(weights[pack] for pack in hand) for hand in dealt(weights, 64)]
-    assert max(sums) <= 1.1 * min(sums)
+    assert max(sums) - min(sums) <= 3
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 100, 101, 4096, 99_991])
@@ -103,7 +103,7 @@ def test_any_part_of_a_permutation_is_had_alone() -> None:
     whole = permutation(np.arange(5000))
     places = np.array([4999, 0, 17, 17, 2500])
     assert (permutation(places) == whole[places]).all()
-    assert whole[:6].tolist() == [2936, 3265, 2141, 4117, 2806, 4497]  # on every machine
+    assert whole[:6].tolist() == [1105, 4470, 3360, 2377, 570, 1644]  # on every machine
 
 
 def test_a_permutation_leaves_no_trace_of_the_order_before() -> None:

@@ -526,4 +526,4 @@ def test_a_record_is_found_at_every_position_it_is_read_at() -> None:
             read.setdefault((use.member, use.row), []).append((position, place, 0))
     for member, rows in enumerate(ROWS):
         for row in range(rows):
-            assert list(SCHEDULE.where(member, row)) == read.get((member, row), [])
+            assert SCHEDULE.where(member, row) == read.get((member, row), [])
