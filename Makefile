@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.interlace-ready
 PEERS ?= .venv-peers
 
-.PHONY: mini test check format world kill-test bench-sources bench-lmfusion bench-curation bench-write \
+.PHONY: mini test check format world kill-test bench-sources bench-lmfusion bench-curation bench-schedule bench-write \
 	interop peers smollm2 install clean
 
 mini: $(READY)  ## the whole line in miniature: corpora, training, pictures, report
@@ -33,6 +33,9 @@ bench-lmfusion: $(READY)  ## seconds of a step of LMFusion beside the dense mode
 
 bench-curation: $(READY)  ## seconds and memory of corpus-wide decisions over a million records
 	$(BIN)/python benchmarks/curation.py
+
+bench-schedule: $(READY)  ## seconds, memory and exactness of a packed schedule of sixteen million records
+	$(BIN)/python benchmarks/schedule.py
 
 bench-write: $(READY) peers  ## samples per second of shard writers; what the step layer adds to a plain loop
 	$(BIN)/python benchmarks/write.py --peers $(PEERS)/bin/python

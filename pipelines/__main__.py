@@ -14,6 +14,7 @@ import os
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -144,8 +145,12 @@ def parser() -> argparse.ArgumentParser:
     _set(taken)
     _root(taken)
 
-    planned = _verb(verbs, "plan", _plan, "parameters of a training, and the memory they take at every ZeRO stage")
+    planned = _verb(verbs, "plan", _plan, "what a training takes: parameters, memory by ZeRO stage, and its data")
     _recipe(planned)
+    planned.add_argument("--for", dest="training", metavar="RECIPE", help="of a training, for a recipe of a mixture")
+    _data(planned)
+    _root(planned)
+    _store(planned)
     planned.add_argument("--nodes", type=_count, default=1, help="machines")
     planned.add_argument("--gpus", type=_count, default=8, help="of each machine")
 
@@ -498,11 +503,32 @@ def _import_model(options: argparse.Namespace, words: list[str]) -> int:
 
 
 def _plan(options: argparse.Namespace, words: list[str]) -> int:
-    training = _wanted(_value(options), Training, options)
+    value = _value(options)
+    if isinstance(value, Mixture) and options.training:
+        options.recipe, options.assignments = options.training, []
+        training = replace(_wanted(_value(options), Training, options), mixture=value)
+        return _data_plan(training, _place(options))
+    training = _wanted(value, Training, options)
     from pipelines import parameters
 
     for line in parameters.page(training, nodes=options.nodes, gpus=options.gpus):
         print(line)
+    return _data_plan(training, _place(options))
+
+
+def _data_plan(training: Training, place: Place) -> int:
+    """The table of a mixture's data. 1 where it cannot be met; corpora that are not built are no failure of a plan."""
+    from pipelines import plan
+    from pipelines.corpus import Unbuilt
+
+    try:
+        for line in plan.page(training, place):
+            print(line)
+    except Unbuilt as unbuilt:
+        print(f"data: {unbuilt}")
+    except ValueError as error:
+        print(f"data: {one_line(error)}")
+        return 1
     return 0
 
 

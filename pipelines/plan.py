@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,6 +151,49 @@ def table(training: Training, plan: Schedule | Windows) -> list[dict[str, Any]]:
             )
             place += 1
     return rows
+
+
+def page(training: Training, place: Place) -> Iterator[str]:
+    """The lines that `interlace plan` prints of the data: what each source gives, in samples and tokens, and how often.
+
+    Lengths are measured where they are not yet; pictures are not read.
+
+    Raises:
+        ValueError: corpora that are not built, a mixture that cannot be.
+    """
+    plan = schedule(training, [member.open() for member in locate(training.mixture, place)], place)
+    rows = table(training, plan)
+    counts, tokens = sum(row["planned"] for row in rows), sum(row.get("tokens", 0) for row in rows)
+    yield f"{plan.positions} steps of {training.batch} rows, {counts:,} records, shares in {training.mixture.unit}"
+    group, source = (max(len(row[name]) for row in rows) for name in ("group", "source"))
+    group, source = max(group, 5), max(source, 6)
+    head = ("on disk", "planned", "passes", "% samples", "tokens", "% tokens")
+    yield f"{'group':{group}}  {'source':{source}}" + "".join(f"{name:>14}" for name in head)
+    for row in rows:
+        numbers = [f"{row['records']:,}", f"{row['planned']:,}", f"{row['passes']:.2f}"]
+        numbers.append(f"{100 * row['planned'] / max(1, counts):.2f}")
+        known = "tokens" in row
+        numbers += [f"{row['tokens']:,}", f"{100 * row['tokens'] / max(1, tokens):.2f}"] if known else ["-", "-"]
+        yield f"{row['group']:{group}}  {row['source']:{source}}" + "".join(f"{number:>14}" for number in numbers)
+    if isinstance(plan, Windows):
+        yield from _packed(plan, tokens)
+
+
+def _packed(plan: Windows, tokens: int) -> Iterator[str]:
+    """How full rows are, and what is left out of them."""
+    places = plan.positions * plan.batch * plan.length
+    padding = 1 - tokens / places
+    yield (
+        f"rows of {plan.length} tokens filled to {plan.fill / 10:g} %: {padding:.1%} of all places is padding"
+        + (", over 3 %: longer rows, or a window of more, waste less" if padding > 0.03 else "")
+    )
+    for name, dropped, rows in zip(plan.names, plan.dropped, plan.rows, strict=True):
+        if dropped:
+            yield f"{name}: {dropped} of {rows} records are longer than a row and left out"
+    windows = range(min(plan.positions // (plan.packs_per_window // plan.batch), 8))
+    left = sum(len(plan.window(number).left) for number in windows)
+    if left:
+        yield f"{left} records of the first {len(windows)} windows find no room in them and are left out of that pass"
 
 
 def slot_seed(seed: int, position: int, slot: int | str, purpose: str) -> int:
