@@ -21,7 +21,7 @@ from dataflow.mixture import Group, Member, Mixture
 from dataflow.packing import Packing, dealt
 from dataflow.windows import Lengths, Windows
 
-SETS = (  # name, thousands of records (MetaMorph, figure 11), mean tokens that are made up, share's group, answers are drawn
+SETS = (  # name, thousands of records (MetaMorph, figure 11), mean tokens that are made up, group
     ("cambrian", 7067, 700, "understanding"),
     ("videostar", 1055, 1300, "understanding"),
     ("sharegptvideo", 540, 1300, "understanding"),
@@ -110,8 +110,9 @@ def _measure(unit: str, lengths: tuple[Lengths, ...], count: int | None) -> None
     sampled = -(-windows // 97) * BATCH * LENGTH
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(
-        f"{unit}: fill {fill / 10:g} % chosen in {chosen:.1f} s; first window {first * 1000:.0f} ms; {windows} windows in "
-        f"{through:.0f} s; resumed in {resumed:.2f} s; padding {padding / sampled:.2%}; {left} records without room; "
+        f"{unit}: fill {fill / 10:g} % chosen in {chosen:.1f} s; first window {first * 1000:.0f} ms; "
+        f"{windows} windows in {through:.0f} s; resumed in {resumed:.2f} s; "
+        f"padding {padding / sampled:.2%}; {left} records without room; "
         f"largest deviation {worst:.2f} packs; fullest of {RANKS} ranks +{fullest[0]:.1%} tokens, "
         f"+{fullest[1]:.1%} pictures; {memory:.2f} GB",
         flush=True,

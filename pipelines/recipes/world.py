@@ -85,8 +85,8 @@ def metamorph() -> Training:
     """MetaMorph, 1 M parameters, answers the questions and predicts the pictures.
 
     Run:     make world   (or interlace train world:metamorph --data DIR)
-    Cost:    not measured yet
-    Expect:  0.95 of the questions answered right
+    Cost:    0.38 s a step on two cores that other work shared (make world, 2026-11-29): a quarter of an hour
+    Expect:  0.923 of 600 questions answered right after 1,200 steps, 0.993 after 2,500
     """
     return Training(
         name="world-metamorph",
@@ -98,7 +98,7 @@ def metamorph() -> Training:
         mixture=mixture(pictures_share=30),
         optimizer=AdamW(learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_steps=50, minimum_rate=1e-4),
         batch=64,
-        steps=1200,
+        steps=2300,
         sequence_length=192,
         execution=Execution(zero_stage=1, micro_batch=32, save_every=500),
     )
@@ -108,8 +108,8 @@ def visualizer() -> Training:
     """Paints what world:metamorph predicts.
 
     Run:     make world   (or interlace train world:visualizer --data DIR)
-    Cost:    15 min of steps on two cores that other work shared (2026-11-29)
-    Expect:  the color of the picture whose tokens it is given in 0.96, its shape too in 0.61; longer for more
+    Cost:    24 min of steps on two cores that other work shared (make world, 2026-11-29)
+    Expect:  the color of the picture whose tokens it is given in all, its shape too in 0.80; longer for more
     """
     return Training(
         name="world-visualizer",
