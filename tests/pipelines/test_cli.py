@@ -271,7 +271,13 @@ def test_a_full_line_of_metamorph_trains_samples_and_reports(built: Path, tmp_pa
     assert "metamorph-tiny, position 1" in page.read_text()
     with Path(speaking, "metrics.jsonl").open() as stream:
         fed = [json.loads(line)["fed"] for line in stream]
-    assert [sum(line.values()) for line in fed] == [4, 4]
+    assert len(fed) == 2 and all(sum(line.values()) > 4 for line in fed)  # rows hold several records
+    audited = interlace("audit", speaking, "--root", built).stdout
+    assert f"2 of 2 steps, {sum(sum(line.values()) for line in fed)} records" in audited
+    traced = interlace("trace", speaking, "--root", built, "--position", "1").stdout.splitlines()
+    assert len(traced) == sum(fed[1].values())
+    first = traced[0].split()[2]
+    assert "position 1, row 0, slot 0" in interlace("trace", speaking, "--root", built, "--record", first).stdout
     weights = Path(speaking, "checkpoints", "step-000002", "parameters.safetensors")
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1

@@ -49,7 +49,7 @@ TRAINING = Training(
     batch=5,
     steps=4,
     sequence_length=500,
-    packing=Packing(),
+    packing=Packing(fill=920),
     execution=Execution(micro_batch=2, save_every=2),
 )
 
@@ -101,7 +101,7 @@ def test_rows_are_nearly_full_and_lengths_are_those_that_were_measured(place: Pl
     assert isinstance(held.schedule, Windows)
     (micro,) = held(0, 0, 1, 5)
     assert micro.batch.ids.shape[1] <= 500
-    assert int((micro.batch.document > 0).sum()) == sum(micro.tokens) > 0.9 * 5 * 500
+    assert int((micro.batch.document > 0).sum()) == sum(micro.tokens) > 0.85 * 5 * 500
     assert int(micro.batch.document.max()) > 1
     other = held.schedule.lengths[0]
     wrong = replace(
