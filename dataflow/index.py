@@ -356,6 +356,15 @@ class BuiltCorpus:
         """Records offered per task."""
         return dict(sorted(Counter(self.table["task"].take(pa.array(self.rows)).to_pylist()).items()))
 
+    def key(self, place: int) -> str:
+        """The key at a place of the selection."""
+        return self._keys[int(self.rows[place])].as_py()
+
+    def places(self, key: str) -> list[int]:
+        """Where a key stands in the selection; nowhere, if it is not offered."""
+        row = pc.index(self._keys, key).as_py()
+        return np.flatnonzero(self.rows == row).tolist() if row >= 0 else []
+
     def record(self, place: int) -> Record:
         """The record at a place of the selection.
 

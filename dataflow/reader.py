@@ -167,10 +167,10 @@ class Reader(Generic[Decoded]):
             pack=number,
             slot=slot,
             source=self.schedule.names[use.member],
-            key=corpus.keys[use.row],
+            key=corpus.key(use.row),
             why=why,
             row=row,
-            by=None if row is None else corpus.keys[row],
+            by=None if row is None else corpus.key(row),
         )
 
     def _spares(self, place: Place, use: Use) -> NDArray[np.int64]:

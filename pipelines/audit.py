@@ -189,22 +189,18 @@ def of_record(held: Scheduled, key: str) -> Iterator[str]:
 
     Raises: ValueError: no corpus of the run offers it.
     """
-    found = False
+    found, replaced = False, {event.place: event for event in held.events}
     for member, corpus in enumerate(held.corpora):
-        if key.rpartition("_")[0] != held.schedule.names[member] and not key.startswith(held.schedule.names[member]):
-            continue
-        places = [place for place, name in enumerate(corpus.keys) if name == key]
-        for place in places:
+        for place in corpus.places(key):
             found = True
             record = corpus.record(place)
             yield f"{key}: {record.task} from {record.lineage.file}, row {record.lineage.row}"
             uses = held.schedule.where(member, place)
-            gone = {event.place: event for event in held.events}
             for position, number, slot in uses:
-                event = gone.get((position, number, slot))
+                event = replaced.get((position, number, slot))
                 instead = "" if event is None else f": not read ({event.why}), {event.by or 'nothing'} in its place"
                 yield f"  position {position}, row {number}, slot {slot}{instead}"
-            stands = [event for event in held.events if event.by == key]
+            stands = [event for event in held.events if event.by == key and event.row == place]
             for event in stands:
                 yield f"  position {event.position}, row {event.pack}, slot {event.slot}: in place of {event.key}"
             if not uses and not stands:

@@ -185,7 +185,7 @@ def _packed(plan: Windows, tokens: int) -> Iterator[str]:
     padding = 1 - tokens / places
     yield (
         f"rows of {plan.length} tokens filled to {plan.fill / 10:g} %: {padding:.1%} of all places is padding"
-        + (", over 3 %: longer rows, or a window of more, waste less" if padding > 0.03 else "")
+        + (", over 3 %: longer rows waste less" if padding > 0.03 else "")
     )
     for name, dropped, rows in zip(plan.names, plan.dropped, plan.rows, strict=True):
         if dropped:
