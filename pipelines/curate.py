@@ -25,16 +25,16 @@ from dataflow.measures import Measure
 from pipelines.recipe import describe, key
 from pipelines.step import Place, Progress, alone, cluster, each, each_ready
 
-HERE = 4  # shards that are measured in this process: a cluster takes longer to start
-
 Shared = tuple[Measure, Path, Path, tuple[tuple[str, Path], ...]]
 """What workers are told: the measure, its corpus, its folder, and the folders of those that it is made of, by name."""
 
 
-def measure(rule: Measure, corpus: BuiltCorpus, place: Place) -> Path:
+def measure(rule: Measure, corpus: BuiltCorpus, place: Place, *, here: int = 0) -> Path:
     """Measure the records of a corpus on Ray, or find them measured; returns the folder. Goes on from what is there.
 
     What the measure is made of is measured first.
+
+    Args:  here: so many shards left are measured in this process: a cluster may take longer to start.
     """
     step, folder = _step(rule, corpus, place)
     if (folder / "manifest.json").is_file():
@@ -47,12 +47,12 @@ def measure(rule: Measure, corpus: BuiltCorpus, place: Place) -> Path:
         shards = range(len(corpus.manifest["shards"]))
         todo = [shard for shard in shards if not measures.part_path(folder, shard).is_file()]
         progress = Progress(f"{folder.name} of {corpus.name}", len(todo), "shards")
-        if len(todo) > HERE or rule.gpus:
+        if len(todo) > here or rule.gpus:
             stack.enter_context(cluster(place))
         shared = (rule, corpus.folder, folder, made_of)
         if rule.gpus:
             done = each_ready(_measurer, shared, todo, progress, gpus=rule.gpus)
-        elif len(todo) <= HERE:
+        elif len(todo) <= here:
             done = map(partial(_measured, shared), todo)
         else:  # actors start anew for every corpus, workers are there already
             done = each(_measured, shared, todo, progress)

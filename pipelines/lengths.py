@@ -17,8 +17,9 @@ from dataflow.record import Record
 from dataflow.windows import Lengths
 from models.layout import Layout
 from pipelines import curate
-from pipelines.curate import HERE
 from pipelines.step import Place, cluster
+
+_HERE = 4  # shards laid out in this process: a cluster takes longer to start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +70,11 @@ def of(architecture: Any, opened: Sequence[BuiltCorpus], place: Place) -> tuple[
     rule, held, found = LaidOut(architecture=architecture), dict[str, pa.Table](), []
     with ExitStack() as stack:
         lacking = {corpus.name: corpus for corpus in opened if curate.measured(rule, corpus, place) is None}
-        if sum(len(corpus.manifest["shards"]) for corpus in lacking.values()) > HERE:
+        if sum(len(corpus.manifest["shards"]) for corpus in lacking.values()) > _HERE:
             stack.enter_context(cluster(place))  # one for all of them
         for corpus in opened:
             if corpus.name not in held:
-                held[corpus.name] = measures.read(curate.measure(rule, corpus, place))
+                held[corpus.name] = measures.read(curate.measure(rule, corpus, place, here=_HERE))
     for corpus in opened:
         tokens, drawn = (held[corpus.name][name].to_numpy()[corpus.rows] for name in ("tokens", "drawn"))
         found.append(Lengths(tokens=tokens.astype(np.int32), drawn=drawn.astype(np.int32)))
