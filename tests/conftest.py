@@ -71,7 +71,6 @@ def s3_server() -> Iterator[str]:
     """Address of an S3 server in this process, moto's; it holds what it is given in memory."""
     from moto.server import ThreadedMotoServer
 
-    S3FileSystem.clear_instance_cache()  # clients made under another environment
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
     server.start()
@@ -82,10 +81,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """URL of a fresh, empty bucket, `s3://NAME`; whoever this test starts finds the server by the environment.
-
-    Clients are remembered, with the environment they were made in: who changes that clears their cache after it.
-    """
+    """URL of a fresh, empty bucket, `s3://NAME`; whoever this test starts finds the server by the environment."""
     for name, value in {
         "AWS_ENDPOINT_URL": s3_server,
         "AWS_ACCESS_KEY_ID": "tester",
@@ -97,6 +93,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
         "NO_PROXY": "127.0.0.1",
     }.items():
         monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # clients remember the environment that they were made in
     bucket = f"bucket-{secrets.token_hex(6)}"
     S3FileSystem().mkdir(bucket)
     return f"s3://{bucket}"
