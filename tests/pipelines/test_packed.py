@@ -112,6 +112,20 @@ def test_rows_are_nearly_full_and_lengths_are_those_that_were_measured(place: Pl
         wrong(0, 0, 1, 5)
 
 
+def test_a_plan_tells_what_each_source_gives_in_samples_and_in_tokens(place: Place) -> None:
+    told = list(plan.page(TRAINING, place))
+    held = batches(place).schedule
+    assert isinstance(held, Windows)
+    captions = next(line for line in told if "metaclip" in line).replace(",", "").split()
+    assert captions[:2] == ["generation", "metaclip"]
+    assert [int(captions[3]), int(captions[6])] == [held.counts()[0], held.tokens()[0]]
+    assert abs(float(captions[5]) - 100 * 2 / 3) < 1
+    assert any(line.startswith("rows of 500 tokens filled to 92 %") for line in told)
+    other = replace(TRAINING.mixture, groups=(replace(TRAINING.mixture.groups[0], share=9), TRAINING.mixture.groups[1]))
+    told = list(plan.page(replace(TRAINING, mixture=other), place))
+    assert abs(float(next(line for line in told if "metaclip" in line).split()[5]) - 90) < 1
+
+
 def lines(run: Path) -> list[dict[str, Any]]:
     """What each step was fed, and its losses."""
     told = {line["step"]: line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
