@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -312,9 +313,17 @@ def test_what_trains_and_shows_reads_a_store(place: Place, tmp_path: Path, inter
     assert report.write(tmp_path / "other.html", [there.corpus], store=place.store).is_file()
 
 
+def a_second_later() -> None:
+    """A store tells whole seconds: what is put there after this is newer than what lay there."""
+    began = int(time.time())
+    while int(time.time()) == began:
+        pass
+
+
 def test_gc_removes_what_was_superseded_and_what_nobody_builds_any_more(place: Place) -> None:
     first = corpus.build(cambrian(), place)
     change_row(place, 120)
+    a_second_later()
     second = corpus.build(cambrian(), place)
     stores.write(place.corpora / ".building" / second.name / ".00001.receipt.json", b"{}")
     stores.write(place.corpora / "llava-0123456789ab" / f"00000-{'0' * 12}.tar", b"x" * 1000)
