@@ -14,6 +14,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+_SHORT = 8  # parts of a pack: records of one part or less fill gaps, whatever is left
+
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
@@ -41,8 +43,9 @@ class Packing:
 def packed(lengths: NDArray[np.int64], packs: int, length: int, seeds: Sequence[int] = ()) -> NDArray[np.int64]:
     """Which pack each record goes to: int64[n], -1 for one that found no room.
 
-    The longest first, each to the emptiest pack, so that packs are alike; where that leaves one over, each to the
-    fullest that it fits, which wastes least. Equal lengths go in the order they come.
+    The longest first, each to the emptiest pack, so that packs are alike; where that leaves one over, long ones each to
+    the fullest that they fit, which wastes least; where that still does, all of them. Equal lengths go in the order
+    they come.
 
     Args:
         lengths: int64[n], tokens of each record, none over `length`.
@@ -51,8 +54,15 @@ def packed(lengths: NDArray[np.int64], packs: int, length: int, seeds: Sequence[
                  packs per seed.
     """
     order = np.lexsort((np.arange(len(lengths)), -lengths))
-    even = _emptiest(lengths, order, packs, length, seeds)
-    return even if even.min(initial=0) >= 0 else _fullest(lengths, order, packs, length, seeds)
+    where = np.full(len(lengths), -1, np.int64)
+    for short in (length, length // _SHORT, 0):
+        used, where, sizes = _seeded(lengths, packs, seeds)
+        cut = int((lengths > short).sum())
+        _fullest(order[:cut].tolist(), sizes, used, where, length)
+        _emptiest(order[cut:].tolist(), sizes, used, where, length)
+        if where.min(initial=0) >= 0:
+            break
+    return where
 
 
 def _seeded(
@@ -68,13 +78,13 @@ def _seeded(
 
 
 def _emptiest(
-    lengths: NDArray[np.int64], order: NDArray[np.int64], packs: int, length: int, seeds: Sequence[int]
-) -> NDArray[np.int64]:
-    used, where, sizes = _seeded(lengths, packs, seeds)
+    records: Sequence[int], sizes: Sequence[int], used: list[int], where: NDArray[np.int64], length: int
+) -> None:
+    """Each record to the pack with most room; `used` and `where` are added to."""
     heap = [(tokens, pack) for pack, tokens in enumerate(used)]
     heapq.heapify(heap)
     placed = where.tolist()
-    for record in order.tolist():
+    for record in records:
         if placed[record] >= 0:
             continue
         tokens, pack = heap[0]
@@ -82,16 +92,17 @@ def _emptiest(
         if tokens <= length:
             heapq.heapreplace(heap, (tokens, pack))
             placed[record] = pack
-    return np.array(placed, np.int64)
+            used[pack] = tokens
+    where[:] = placed
 
 
 def _fullest(
-    lengths: NDArray[np.int64], order: NDArray[np.int64], packs: int, length: int, seeds: Sequence[int]
-) -> NDArray[np.int64]:
-    used, where, sizes = _seeded(lengths, packs, seeds)
+    records: Sequence[int], sizes: Sequence[int], used: list[int], where: NDArray[np.int64], length: int
+) -> None:
+    """Each record to the pack with least room for it; `used` and `where` are added to."""
     room = sorted((length - tokens, pack) for pack, tokens in enumerate(used))
     placed = where.tolist()
-    for record in order.tolist():
+    for record in records:
         if placed[record] >= 0:
             continue
         found = bisect_left(room, (sizes[record], -1))
@@ -99,7 +110,8 @@ def _fullest(
             left, pack = room.pop(found)
             insort(room, (left - sizes[record], pack))
             placed[record] = pack
-    return np.array(placed, np.int64)
+            used[pack] += sizes[record]
+    where[:] = placed
 
 
 def evened(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
