@@ -49,8 +49,8 @@ class Order(Protocol):
 
     def packs(self, position: int) -> list[tuple[Use, ...]]: ...
 
-    def room(self, pack: Sequence[Use], slot: int) -> Callable[[int, NDArray[np.int64]], NDArray[np.int64]]:
-        """(member, rows) -> those of the rows that fit in this slot, the most like its record first."""
+    def fitting(self, pack: Sequence[Use], slot: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of its member's rows that fit in this slot, the most like its record first."""
         ...
 
 
@@ -154,7 +154,7 @@ class Reader(Generic[Decoded]):
         use = pack[slot]
         corpus = self.corpora[use.member]
         row = None
-        fits = self.schedule.room(pack, slot)(use.member, self._spares(place, use))
+        fits = self.schedule.fitting(pack, slot, self._spares(place, use))
         for spare in fits[:_TRIED].tolist():
             try:
                 self._read(Use(use.member, spare, use.epoch))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import gcd
@@ -340,17 +340,12 @@ class Schedule:
         """What was measured of a record; None where nothing was."""
         return int(self.lengths[use.member][use.row]) if self.lengths else None
 
-    def room(self, pack: Sequence[Use], slot: int) -> Callable[[int, NDArray[np.int64]], NDArray[np.int64]]:
+    def fitting(self, pack: Sequence[Use], slot: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Any record has room in a row of its own; where lengths are known, those most alike come first."""
-        use = pack[slot]
-
-        def fitting(member: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-            if not self.lengths:
-                return rows
-            held = self.lengths[member]
-            return rows[np.argsort(np.abs(held[rows].astype(np.int64) - int(held[use.row])), kind="stable")]
-
-        return fitting
+        if not self.lengths:
+            return rows
+        use, held = pack[slot], self.lengths[pack[slot].member]
+        return rows[np.argsort(np.abs(held[rows].astype(np.int64) - int(held[use.row])), kind="stable")]
 
     def counts(self, positions: int | None = None) -> list[int]:
         """Turns of each member in the first `positions` positions, all of them by default.

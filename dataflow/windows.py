@@ -191,6 +191,11 @@ class Windows:
         least = _PACKS_LONG if self.length >= _LONG else _PACKS
         return -(-least // self.batch) * self.batch
 
+    @property
+    def positions_per_window(self) -> int:
+        """A window is so many global batches."""
+        return self.packs_per_window // self.batch
+
     @cached_property
     def fill(self) -> int:
         """Of 1,000 places of a window, how many are planned to be used.
@@ -246,7 +251,7 @@ class Windows:
         if filled.end is None:
             return None
         rest = len(self.window(filled.end - 1).packs)
-        return (filled.end - 1) * (self.packs_per_window // self.batch) + rest // self.batch
+        return (filled.end - 1) * self.positions_per_window + rest // self.batch
 
     @cached_property
     def _filled(self) -> _Filled:
@@ -290,15 +295,12 @@ class Windows:
         """
         if not 0 <= position < self.positions:
             raise ValueError(f"position {position}: the schedule has positions 0 to {self.positions - 1}")
-        number, place = divmod(position, self.packs_per_window // self.batch)
+        number, place = divmod(position, self.positions_per_window)
         return list(self.window(number).packs[place * self.batch : (place + 1) * self.batch])
 
     def where(self, member: int, row: int) -> list[tuple[int, int, int]]:
         """(position, pack, slot) of every use of a record, in order."""
-        per_window = self.packs_per_window // self.batch
-        windows = -(-self.positions // per_window)
-        if self._filled.end is not None:
-            windows = min(windows, self._filled.end)
+        per_window, windows = self.positions_per_window, self._filled.windows(self.positions)
         given, found = self._filled.boundaries(windows)[member], []
         for epoch in range(-(-given // max(1, self._streams[member].rows))):
             turn = self._streams[member].turn(row, epoch)
@@ -325,18 +327,14 @@ class Windows:
         """What was measured of a record."""
         return int(self.lengths[use.member].tokens[use.row])
 
-    def room(self, pack: Sequence[Use], slot: int) -> Callable[[int, NDArray[np.int64]], NDArray[np.int64]]:
-        """Of rows those that fit where a record of a pack stands, and are drawn if it is; nearest in length first."""
+    def fitting(self, pack: Sequence[Use], slot: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of its member's rows those that fit where a record of a pack stands, and are drawn if it is; nearest in
+        length first."""
         held = self.lengths[pack[slot].member]
-        mine, drawn = int(held.tokens[pack[slot].row]), int(held.drawn[pack[slot].row]) > 0
-        most = self.length - sum(int(self.lengths[use.member].tokens[use.row]) for use in pack) + mine
-
-        def fitting(member: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-            other = self.lengths[member]
-            rows = rows[(other.tokens[rows] <= most) & ((other.drawn[rows] > 0) == drawn)]
-            return rows[np.argsort(np.abs(other.tokens[rows].astype(np.int64) - mine), kind="stable")]
-
-        return fitting
+        mine, drawn = self.tokens_of(pack[slot]), int(held.drawn[pack[slot].row]) > 0
+        most = self.length - sum(map(self.tokens_of, pack)) + mine
+        rows = rows[(held.tokens[rows] <= most) & ((held.drawn[rows] > 0) == drawn)]
+        return rows[np.argsort(np.abs(held.tokens[rows].astype(np.int64) - mine), kind="stable")]
 
     def check(self) -> None:
         """ValueError: a member runs dry before the last position, or shares change inside a window."""
@@ -360,7 +358,7 @@ class Windows:
 
         Records that found no room count as had where their window is whole.
         """
-        number, place = divmod(positions, self.packs_per_window // self.batch)
+        number, place = divmod(positions, self.positions_per_window)
         if self._filled.end is not None and number >= self._filled.end:
             number, place = self._filled.end, 0
         counts = list(self._filled.boundaries(number))
@@ -373,10 +371,7 @@ class Windows:
 
     def used(self) -> list[NDArray[np.int64]]:
         """The rows of each member that are read at some position, in order."""
-        windows = -(-self.positions // (self.packs_per_window // self.batch))
-        if self._filled.end is not None:
-            windows = min(windows, self._filled.end)
-        counts = self._filled.boundaries(windows)
+        counts = self._filled.boundaries(self._filled.windows(self.positions))
         return [stream.read(count) for stream, count in zip(self._streams, counts, strict=True)]
 
 
@@ -397,7 +392,7 @@ class _Filled:
     def _stages(self) -> list[tuple[int, list[Fraction]]]:
         """(first window, part of all that each member gets) of every stage."""
         made, mixture = self.plan._weights, self.plan.mixture
-        per_window = self.plan.packs_per_window // self.plan.batch
+        per_window = self.plan.positions_per_window
         found = [(0, made.groups)]
         for change in mixture.changes:
             window, rest = divmod(change.position, per_window)
@@ -444,6 +439,11 @@ class _Filled:
             if amount is not None
         )
         return Fraction(given) / sum((parts[member] for member in counted), Fraction(0))
+
+    def windows(self, positions: int) -> int:
+        """How many windows so many positions begin."""
+        begun = -(-positions // self.plan.positions_per_window)
+        return begun if self.end is None else min(begun, self.end)
 
     def boundaries(self, number: int) -> tuple[int, ...]:
         """How many records each member has given before window `number`."""
@@ -563,8 +563,7 @@ class _Filled:
 
     def check(self, positions: int) -> None:
         """ValueError: a member runs dry before so many positions, in which one of them."""
-        per_window = self.plan.packs_per_window // self.plan.batch
-        windows = -(-positions // per_window)
+        per_window = self.plan.positions_per_window
         made = self.plan._weights
         ends = self.plan.ends
         if ends is not None and positions > ends:
@@ -572,8 +571,7 @@ class _Filled:
                 f"the amounts of the mixture last for {ends} positions, {positions} are planned: "
                 "plan fewer steps, or raise them"
             )
-        if self.end is not None:
-            windows = min(windows, self.end)
+        windows = self.windows(positions)
         for member, cap in enumerate(made.caps):
             if cap is None or self.boundaries(windows)[member] <= cap:
                 continue

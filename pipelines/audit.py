@@ -121,11 +121,10 @@ def audit(held: Scheduled) -> tuple[int, list[Line]]:
 
 
 def _unplaced(schedule: Schedule | Windows, steps: int) -> list[tuple[int, int]]:
-    """Records and tokens of each member that found no room in the windows so far: known where the fill was given."""
+    """Records and tokens of each member that found no room in the whole windows so far."""
     found = [(0, 0)] * len(schedule.names)
     if isinstance(schedule, Windows):
-        per_window = schedule.packs_per_window // schedule.batch
-        for number in range(steps // per_window):
+        for number in range(steps // schedule.positions_per_window):
             for use in schedule.window(number).left:
                 records, tokens = found[use.member]
                 found[use.member] = records + 1, tokens + schedule.tokens_of(use)

@@ -190,7 +190,7 @@ def _packed(plan: Windows, tokens: int) -> Iterator[str]:
     for name, dropped, rows in zip(plan.names, plan.dropped, plan.rows, strict=True):
         if dropped:
             yield f"{name}: {dropped} of {rows} records are longer than a row and left out"
-    windows = range(min(plan.positions // (plan.packs_per_window // plan.batch), 8))
+    windows = range(min(plan.positions // plan.positions_per_window, 8))
     left = sum(len(plan.window(number).left) for number in windows)
     if left:
         yield f"{left} records of the first {len(windows)} windows find no room in them and are left out of that pass"

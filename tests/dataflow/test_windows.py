@@ -291,7 +291,7 @@ def test_what_takes_the_place_of_a_record_fits_there(by_tokens: Windows) -> None
     for position, number in itertools.product(range(3), range(0, 64, 9)):
         pack = by_tokens.packs(position)[number]
         for slot, use in enumerate(pack):
-            rows = by_tokens.room(pack, slot)(use.member, np.arange(ROWS[use.member]))
+            rows = by_tokens.fitting(pack, slot, np.arange(ROWS[use.member]))
             used = sum(map(by_tokens.tokens_of, pack)) - by_tokens.tokens_of(use)
             assert all(used + by_tokens.tokens_of(Use(use.member, row, 0)) <= 400 for row in rows.tolist())
             assert use.row in rows[:20]
