@@ -48,8 +48,8 @@ _SLACK = 100  # bytes after a column chunk that Arrow reads of files whose write
 # What tarfile raises on headers that lie about themselves, sizes beyond 2**63 included.
 _BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, IndexError, RecursionError, MemoryError)
 # What zipfile raises on archives that lie about themselves: a password, a bad checksum.
-_BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error, struct.error)
-_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what zipfile unpacks no further than it is asked to
+BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error, struct.error)
+BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what zipfile unpacks no further than it is asked to
 _OVERRIDES = {"path", "linkpath", "size"}  # what a global header could say of every member after it
 
 
@@ -194,7 +194,7 @@ def _lines_in(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     found = [each for each in archive.infolist() if each.filename.endswith(".jsonl") and not _of_a_mac(each.filename)]
     if len(found) != 1:
         raise zipfile.BadZipFile(f"it holds {len(found)} *.jsonl, and rows are those of one")
-    if found[0].compress_type not in _BOUNDED:
+    if found[0].compress_type not in BOUNDED:
         raise zipfile.BadZipFile("it is packed by other means than deflate: unpack it")
     return found[0]
 
@@ -242,7 +242,7 @@ def _line_splits(path: Path, file: str, size: int) -> Iterator[Split]:
                     yield from ended(place + at + 1)
                     at = chunk.find(b"\n", at + 1)
                 place += len(chunk)
-    except _BROKEN_ZIP as error:
+    except BROKEN_ZIP as error:
         problem, place = f"archive does not read: {summary(error)}", start  # a line that it cut is part of the rest
     if place > start:  # the last line of a file may lack its line end
         yield from ended(place)

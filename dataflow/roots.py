@@ -11,9 +11,7 @@ import errno
 import os
 import posixpath
 import stat
-import struct
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +23,9 @@ from typing import BinaryIO
 from dataflow import folders
 from dataflow.folders import Stored
 from dataflow.media import Corrupt, Missing, summary
+from dataflow.readers import BOUNDED, BROKEN_ZIP
 
 MAX_BYTES = 1 << 30  # of a file that a row names; over any sound picture or caption; clips are opened, not read whole
-# What zipfile raises on archives that lie about themselves: an unknown method, a password, a bad checksum.
-_BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error, struct.error)
-_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what zipfile unpacks no further than it is asked to
 _ARCHIVES = 16  # kept open at a time
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR)
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
@@ -286,12 +282,12 @@ class Files:
                 self._archives.popitem(last=False)[1].close()
             try:
                 self._archives[archive] = zipfile.ZipFile(place)
-            except _BROKEN_ZIP as error:
+            except BROKEN_ZIP as error:
                 raise Corrupt(f"archive {_shown(archive)} does not open: {summary(error)}") from None
         opened = self._archives[archive]
         shown = f"member {_shown(path)} of {_shown(archive)}"
         try:
-            if opened.getinfo(path).compress_type not in _BOUNDED:
+            if opened.getinfo(path).compress_type not in BOUNDED:
                 raise Corrupt(f"{shown} is packed by other means than deflate: pack the archive anew")
             with opened.open(path) as stream:
                 data = stream.read(MAX_BYTES + 1)
@@ -299,7 +295,7 @@ class Files:
             raise Missing(f"{shown} is not there") from None
         except Corrupt:
             raise
-        except _BROKEN_ZIP as error:
+        except BROKEN_ZIP as error:
             raise Corrupt(f"{shown} does not read: {summary(error)}") from None
         except OSError as error:
             if error.errno != errno.EINVAL:  # that is the disk's
