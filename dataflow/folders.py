@@ -18,24 +18,26 @@ import posixpath
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import translate
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import fsspec.config
 from upath import UPath
+
+Answer = TypeVar("Answer")
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
 _PATTERN = re.compile(r"[*?[]")
 _FIRST, _AHEAD = 1 << 16, 1 << 23  # bytes asked of a store after a jump, and at most when reading on
 _SKIPPED = 1 << 20  # bytes left out that are no jump: another request takes longer than they do
 _ASKED_ONE_BY_ONE = 8  # files of a folder; when more are meant it is listed: 1,000 an answer
-_PATIENCE = 10  # seconds that a store has for its first answer
+PATIENCE = 10  # seconds that a store has for its first answer
 # What tells two states of an object apart, the surest first; clocks of stores tick in seconds.
 _SURE = ("ETag", "etag", "md5Hash", "md5", "blob_id", "generation")
 _MARKS = (*_SURE, "mtime", "LastModified", "last_modified", "modificationTime", "updated", "created")
@@ -252,28 +254,36 @@ def is_folder(path: Path) -> bool:
 def is_reached(path: Path) -> bool:
     """`is_folder` as the first question to a store: where its client would try for minutes, seconds are enough.
 
-    Raises: OSError: the store fails, or says nothing for `_PATIENCE` seconds.
+    Raises: OSError: the store fails, or says nothing for `PATIENCE` seconds.
     """
     if not is_remote(path):
         return path.is_dir()
-    told: list[bool | OSError] = []
-
-    def ask() -> None:
-        try:
-            told.append(is_folder(path))
-        except OSError as error:
-            told.append(error)
-
-    asking = threading.Thread(target=ask, daemon=True)  # which holds up nobody's end
-    asking.start()
-    asking.join(_PATIENCE)
-    answer = told[0] if told else TimeoutError(f"no answer in {_PATIENCE} s")
-    if isinstance(answer, TimeoutError):
+    try:
+        return soon(lambda: is_folder(path))
+    except TimeoutError as error:
         with answered(path):
-            raise answer
-    if isinstance(answer, OSError):
-        raise answer
-    return answer
+            raise error
+
+
+def soon(ask: Callable[[], Answer]) -> Answer:
+    """What a question to a store gives or raises. TimeoutError: nothing for `PATIENCE` seconds, and nobody waits on."""
+    told: list[Answer] = []
+    failed: list[BaseException] = []
+
+    def asked() -> None:
+        try:
+            told.append(ask())
+        except BaseException as error:  # noqa: BLE001  to be raised where the question was asked
+            failed.append(error)
+
+    asking = threading.Thread(target=asked, daemon=True)  # which holds up nobody's end
+    asking.start()
+    asking.join(PATIENCE)
+    if failed:
+        raise failed[0]
+    if not told:
+        raise TimeoutError(f"no answer in {PATIENCE} s")
+    return told[0]
 
 
 def is_file(path: Path) -> bool:

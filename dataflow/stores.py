@@ -7,7 +7,6 @@ asks what is there: a folder of corpora may be either.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,7 +19,6 @@ from dataflow import folders
 from dataflow.folders import is_remote, stored
 
 _AT_ONCE = 16  # requests under way
-_PATIENCE = 10  # seconds that a store has to answer the first question
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,28 +37,21 @@ def reach(place: Path) -> None:
     """
     if not is_remote(place):
         return
-    told: list[BaseException] = []
 
-    def ask() -> None:
-        try:
-            home = stored(place)
-            bucket = home.path.strip("/").partition("/")[0]
-            with folders.answered(place):
-                there = bool(_listed(place)) or not bucket or "memory" in home.fs.protocol or home.fs.exists(bucket)
-            if not there:
-                raise StoreError(f"{place}: there is no bucket {bucket}: create it, or mend the name")
-        except BaseException as error:  # noqa: BLE001  to be raised where the question was asked
-            told.append(error)
+    def there() -> bool:
+        home = stored(place)
+        bucket = home.path.strip("/").partition("/")[0]
+        with folders.answered(place):
+            return bool(_listed(place)) or not bucket or "memory" in home.fs.protocol or home.fs.exists(bucket)
 
-    asking = threading.Thread(target=ask, daemon=True)  # so that a store that never answers holds nobody up
-    asking.start()
-    asking.join(_PATIENCE)
-    if asking.is_alive():
+    try:
+        found = folders.soon(there)
+    except TimeoutError:
         raise StoreError(
-            f"{place}: the store does not answer within {_PATIENCE} s: look at the network and its address"
-        )
-    if told:
-        raise told[0]
+            f"{place}: the store does not answer within {folders.PATIENCE} s: look at the network and its address"
+        ) from None
+    if not found:
+        raise _no_bucket(place)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,5 +172,9 @@ def _into(path: Path) -> Iterator[Any]:
         with folders.answered(path):
             yield stored(path).fs
     except FileNotFoundError:
-        bucket = stored(path).path.strip("/").partition("/")[0]
-        raise StoreError(f"{path}: there is no bucket {bucket}: create it, or mend the name") from None
+        raise _no_bucket(path) from None
+
+
+def _no_bucket(place: Path) -> StoreError:
+    bucket = stored(place).path.strip("/").partition("/")[0]
+    return StoreError(f"{place}: there is no bucket {bucket}: create it, or mend the name")
