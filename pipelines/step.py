@@ -282,11 +282,7 @@ def each(task: Callable[..., Result], shared: Any, items: Sequence[Item], progre
             "the same command goes on from here"
         ) from None
     except RayError as error:
-        item = " ".join(str(given.get(reference)).split())[:300]
-        raise ValueError(
-            f"a worker died over {item} ({type(error).__name__}), again when it was tried again: memory, perhaps; "
-            "the same command goes on from here, with fewer --workers it needs less"
-        ) from None
+        raise _died(f"a worker died over {' '.join(str(given.get(reference)).split())[:300]}", error) from None
     finally:
         for reference in running:
             ray.cancel(reference, force=False)
@@ -326,13 +322,17 @@ def each_ready(
     except RayTaskError as error:
         raise _cause(error) from None
     except RayError as error:
-        raise ValueError(
-            f"an actor died ({type(error).__name__}), again when it was tried again: memory, perhaps; "
-            "the same command goes on from here, with fewer --workers it needs less"
-        ) from None
+        raise _died("an actor died", error) from None
     finally:
         for actor in actors:
             ray.kill(actor)
+
+
+def _died(what: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{what} ({type(error).__name__}), again when it was tried again: memory, perhaps; "
+        "the same command goes on from here, with fewer --workers it needs less"
+    )
 
 
 def _cause(error: Any) -> BaseException:
