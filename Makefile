@@ -6,7 +6,7 @@ READY := $(VENV)/.interlace-ready
 PEERS ?= .venv-peers
 
 .PHONY: mini test check format world kill-test bench-sources bench-lmfusion bench-curation bench-schedule bench-write \
-	interop peers smollm2 install clean
+	bench-read interop peers smollm2 install clean
 
 mini: $(READY)  ## the whole line in miniature: corpora, training, pictures, report
 	$(BIN)/interlace mini
@@ -39,6 +39,9 @@ bench-schedule: $(READY)  ## seconds, memory and exactness of a packed schedule 
 
 bench-write: $(READY) peers  ## samples per second of shard writers; what the step layer adds to a plain loop
 	$(BIN)/python benchmarks/write.py --peers $(PEERS)/bin/python
+
+bench-read: $(READY) peers  ## samples per second of readers, raw and decoded; how fast they begin and resume
+	$(BIN)/python benchmarks/read.py --peers $(PEERS)/bin/python
 
 interop: peers  ## Energon, webdataset, Ray Data and HF datasets read our corpora and find the same records
 	$(PEERS)/bin/python benchmarks/interop.py

@@ -20,32 +20,20 @@ build over 1.15 times loop. Run: make bench-write
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
-from skimage import data
-from writers import SHARD, Samples, Spent
+import turns
+from samples import SHARD, Samples, made
+from turns import HOUSE, Spent
 
-from dataflow import record
-from dataflow.record import Lineage, Media, Message, Record, Text, to_json
-
-SIDE = 256  # pixels
-DISTINCT = 1000  # pictures, that samples repeat: no writer looks into them
-QUALITY = 92  # of a JPEG: 20 kB on average
-PHOTOGRAPHS = (data.astronaut(), data.coffee(), data.chelsea(), data.rocket())
 SENTENCE = "If Jungkook is in 5th place, then 4 people crossed the finish line before him. "
-HOUSE = Path(__file__).resolve().parent.parent
 AT_LEAST, AT_MOST = 2.0, 1.15  # the aims
 WRITERS: tuple[str, ...] = ("ShardWriter", "ours", "same, fsync", "litdata", "Ray Data")  # in the order of their turns
 STEPS: tuple[str, ...] = ("loop", "build")
@@ -62,11 +50,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         pythons = {**dict.fromkeys(WRITERS, sys.executable), "litdata": str(given.peers)}
-        size = Samples.write(folder, _samples(given.samples))
+        size = Samples.write(folder, made(given.samples))
         _parquet(folder)
         spent = _in_turns(pythons, folder, given.rounds)
         print(f"{given.samples:,} samples of {size / given.samples / 1000:.1f} kB, medians of {given.rounds}")
-        wall = _table(spent, "ShardWriter", given.samples)
+        wall = turns.table(spent, "ShardWriter", given.samples)
         written = {name: {run.made for run in runs} for name, runs in spent.items()}
         tars = written["ours"] | written["ShardWriter"] | written["same, fsync"]
         assert len(tars) == 1, "ours are not the bytes of ShardWriter"
@@ -76,7 +64,7 @@ def main() -> None:
         _text(folder / "text" / "a.jsonl", given.rows)
         spent = _in_turns(dict.fromkeys(STEPS, sys.executable), folder, given.rounds)
         print(f"{given.rows:,} rows of text, medians of {given.rounds}")
-        wall = _table(spent, "loop", given.rows)
+        wall = turns.table(spent, "loop", given.rows)
         assert len({run.made for runs in spent.values() for run in runs}) == 1, "build and loop differ"
         slower = wall["build"] / wall["loop"]
     print(f"ours is {faster:.2f} x ShardWriter (aim: at least {AT_LEAST}), {durable:.2f} x ShardWriter with fsync")
@@ -88,60 +76,14 @@ def main() -> None:
 def _in_turns(pythons: dict[str, str], folder: Path, rounds: int) -> dict[str, list[Spent]]:
     """Every writer once a round, in a process of its own, by its interpreter."""
     spent: dict[str, list[Spent]] = {name: [] for name in pythons}
-    path = {**os.environ, "PYTHONPATH": str(HOUSE)}
     for turn in range(rounds):
         for name, python in pythons.items():
             out = folder / "out"
             os.sync()  # nobody pays for what another left to the disk
-            command = [python, str(HOUSE / "benchmarks/writers.py"), name, str(folder), str(out)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=path)
-            if done.returncode:
-                raise RuntimeError(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-            spent[name].append(Spent(**json.loads(done.stdout.splitlines()[-1])))
+            spent[name].append(turns.run([python, HOUSE / "benchmarks/writers.py", name, folder, out]))
             shutil.rmtree(out)
-            took = f"{spent[name][-1].wall:.2f} s, {spent[name][-1].cpu:.2f} s of CPU"
-            print(f"  round {turn + 1}, {name}: {took}", file=sys.stderr, flush=True)
+            turns.told(turn, name, spent[name][-1])
     return spent
-
-
-def _table(spent: dict[str, list[Spent]], base: str, count: int) -> dict[str, float]:
-    """Print a row a writer; returns their median wall seconds."""
-    wall = {name: statistics.median(run.wall for run in runs) for name, runs in spent.items()}
-    cpu = {name: statistics.median(run.cpu for run in runs) for name, runs in spent.items()}
-    print(f"{'':12}{'per s':>9}{'wall s':>9}{'from-to':>15}{'CPU s':>9}{'speed':>9}{'CPU':>7}  times {base}'s")
-    for name, runs in spent.items():
-        span = f"{min(run.wall for run in runs):.2f}-{max(run.wall for run in runs):.2f}"
-        ratios = f"{wall[base] / wall[name]:>9.2f}{cpu[name] / cpu[base]:>7.2f}"
-        print(f"{name:12}{count / wall[name]:>9,.0f}{wall[name]:>9.2f}{span:>15}{cpu[name]:>9.2f}{ratios}", flush=True)
-    return wall
-
-
-def _samples(count: int) -> Iterator[tuple[bytes, bytes]]:
-    """JPEG and JSON of each sample, the JSON as our records are written."""
-    pictures = [_jpeg(number) for number in range(min(count, DISTINCT))]
-    for number in range(count):
-        jpg = pictures[number % DISTINCT]
-        said = Message("user", (Text(f"a photograph, number {number}, of what stands in front of the camera"),))
-        shown = Message("assistant", (record.Image(0),))
-        sample = Record(
-            key=record.key("synthetic", number // SHARD, number % SHARD),
-            source="synthetic",
-            task="text_to_image",
-            messages=(said, shown),
-            media=(Media(data=jpg, extension="jpg", width=SIDE, height=SIDE),),
-            lineage=Lineage(file=f"{number // SHARD}.tar", row=number % SHARD),
-        )
-        yield jpg, to_json(sample)
-
-
-def _jpeg(number: int) -> bytes:
-    """A real photograph, cropped by its number."""
-    with Image.fromarray(PHOTOGRAPHS[number % len(PHOTOGRAPHS)]) as photograph:
-        left, top = number // 4 % 16, number // 64 % 16
-        crop = photograph.crop((left, top, left + SIDE, top + SIDE))
-        buffer = io.BytesIO()
-        crop.save(buffer, "JPEG", quality=QUALITY)
-        return buffer.getvalue()
 
 
 def _parquet(folder: Path) -> None:

@@ -5,90 +5,20 @@ Nothing is imported here that a writer does not need: litdata's workers import t
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import io
 import json
-import mmap
 import os
-import resource
-import struct
 import sys
 import tarfile
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-SHARD = 1000  # samples, a corpus' default
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spent:
-    """What a run took, wall and CPU seconds, and what it wrote: a digest of all, or a number of samples."""
-
-    wall: float
-    cpu: float
-    made: str
-
-
-class Samples:
-    """Keys, JPEGs and JSONs of a folder: `offsets.bin` cuts `members.bin` into the two files of each sample."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        ends = (folder / "offsets.bin").read_bytes()
-        self.cuts = struct.unpack(f"<{len(ends) // 8}Q", ends)
-
-    def __iter__(self) -> Iterator[tuple[str, bytes, bytes]]:
-        return (self.sample(number) for number in range(len(self.cuts) // 2))
-
-    def sample(self, number: int) -> tuple[str, bytes, bytes]:
-        """Key, JPEG and JSON, copied from the page cache."""
-        with (self.folder / "members.bin").open("rb") as stream:
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                picture, chat = (view[a:b] for a, b in pairwise(self.cuts[2 * number : 2 * number + 3]))
-        return f"synthetic_{number // SHARD:05d}{number % SHARD:04d}", picture, chat
-
-    @staticmethod
-    def write(folder: Path, samples: Iterable[tuple[bytes, bytes]]) -> int:
-        """Put JPEGs and JSONs into such a folder; returns their bytes."""
-        ends = [0]
-        with (folder / "members.bin").open("wb") as stream:
-            for sample in samples:
-                for member in sample:
-                    stream.write(member)
-                    ends.append(ends[-1] + len(member))
-        (folder / "offsets.bin").write_bytes(struct.pack(f"<{len(ends)}Q", *ends))
-        return ends[-1]
-
-
-@contextmanager
-def _clock(spent: list[Spent]) -> Iterator[None]:
-    """Appends the seconds of the block, those of child processes included, and not those of what was there before."""
-    gc.collect()
-    gc.freeze()  # else every writer pays for looking through the samples
-    cpu, wall = _cpu(), time.perf_counter()
-    yield
-    wall = time.perf_counter() - wall
-    spent.append(Spent(wall=wall, cpu=_cpu() - cpu, made=""))
-
-
-def _cpu() -> float:
-    """CPU seconds of this process, of children that ended, of descendants that run and of what those waited for."""
-    import psutil
-
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    living = 0.0
-    for child in psutil.Process().children(recursive=True):
-        try:
-            living += sum(child.cpu_times()[:4])
-        except psutil.NoSuchProcess:
-            continue
-    return time.process_time() + ended.ru_utime + ended.ru_stime + living
+from samples import SHARD, Samples
+from turns import Spent, clock
 
 
 def _digest(tars: Iterable[Path]) -> str:
@@ -111,7 +41,7 @@ def shard_writer(folder: Path, out: Path, **options: Any) -> Spent:
     ready = [{"__key__": name, "0.jpg": jpg, "json": json.loads(chat)} for name, jpg, chat in Samples(folder)]
     write(ready[:SHARD], out / "first")
     spent: list[Spent] = []
-    with _clock(spent):
+    with clock(spent):
         write(ready, out / "all")
     return replace(spent[0], made=_digest((out / "all").glob("*.tar")))
 
@@ -146,7 +76,7 @@ def ours(folder: Path, out: Path) -> Spent:
     ready = [from_json(name, chat, {"0.jpg": jpg}) for name, jpg, chat in Samples(folder)]
     write(ready[:SHARD], out / "first")
     spent: list[Spent] = []
-    with _clock(spent):
+    with clock(spent):
         write(ready, out / "all")
     return replace(spent[0], made=_digest((out / "all").glob("*.tar")))
 
@@ -156,8 +86,8 @@ def litdata(folder: Path, out: Path) -> Spent:
     from litdata import optimize  # type: ignore[import-not-found]
 
     samples, spent = Samples(folder), []
-    with _clock(spent), redirect_stdout(io.StringIO()):
-        optimize(samples.sample, list(range(len(samples.cuts) // 2)), str(out), num_workers=2, chunk_bytes="64MB")
+    with clock(spent), redirect_stdout(io.StringIO()):
+        optimize(samples.sample, list(range(len(samples))), str(out), num_workers=2, chunk_bytes="64MB")
     chunks = json.loads((out / "index.json").read_bytes())["chunks"]  # empty, and no error, when its workers died
     return replace(spent[0], made=str(sum(chunk["chunk_size"] for chunk in chunks)))
 
@@ -171,7 +101,7 @@ def ray_data(folder: Path, out: Path) -> Spent:
     spent: list[Spent] = []
     with redirect_stdout(io.StringIO()), cluster(Place(root=folder, workers=2)):
         ray.data.range(100, override_num_blocks=4).materialize()
-        with _clock(spent):
+        with clock(spent):
             rows = ray.data.read_parquet(str(folder / "samples.parquet"))
             rows.write_webdataset(str(out), encoder=None, min_rows_per_file=SHARD)
     members = 0
@@ -193,7 +123,7 @@ def loop(folder: Path, out: Path) -> Spent:
     source, recipe_key = asked.source, asked.recipe_key()
     out.mkdir()
     spent: list[Spent] = []
-    with _clock(spent):
+    with clock(spent):
         job = ShardJob(source=source, filters=asked.filters, roots=roots, recipe_key=recipe_key, earlier={})
         files = source.files(roots.source(source.name))
         plan = [split for file in files for split in splits(roots, source.name, file, asked.rows_per_shard)]
@@ -222,7 +152,7 @@ def build(folder: Path, out: Path) -> Spent:
     spent: list[Spent] = []
     with redirect_stdout(io.StringIO()), cluster(place):
         list(each(_imported, None, ["pipelines.recipes.corpora"], Progress("start", 1, "modules")))
-        with _clock(spent):
+        with clock(spent):
             built = corpus.build(text(), place)
     return replace(spent[0], made=index.read_manifest(built)["root_digest"])
 

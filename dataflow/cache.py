@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,13 +59,12 @@ class Cache:
         if self.limit < 1:
             raise ValueError(f"limit={self.limit}: bytes that a cache of shards may hold, from 1 on")
 
-    def fetch(self, parts: Iterable[Part]) -> None:
-        """Bring these here ahead of their use, in order; what is here is only marked as used.
+    def bring(self, part: Part) -> None:
+        """Bring a part here ahead of its use; one that is here is only marked as used.
 
         Raises: as `opened`.
         """
-        for part in parts:
-            self.opened(part).close()
+        self.opened(part).close()
 
     def opened(self, part: Part) -> BinaryIO:
         """A part to read and seek in, brought here first where it is not.
@@ -79,8 +78,8 @@ class Cache:
         while True:
             try:
                 stream = final.open("rb")
-            except FileNotFoundError:
-                self._bring(part, final)
+            except (FileNotFoundError, NotADirectoryError):
+                self._fetch(part, final)
                 continue  # somebody may have made room meanwhile
             if part.size is not None and os.fstat(stream.fileno()).st_size != part.size:
                 stream.close()  # cut by what happened to the machine: it was whole when it was named
@@ -89,7 +88,7 @@ class Cache:
             os.utime(stream.fileno())  # used now
             return stream
 
-    def _bring(self, part: Part, final: Path) -> None:
+    def _fetch(self, part: Part, final: Path) -> None:
         size = _size(part) if part.size is None else part.size
         if size > self.limit:
             told = f"{part.path} is {size} bytes, this cache of shards holds {self.limit}: give it a larger limit"

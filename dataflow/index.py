@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, Literal, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,10 @@ _BATCH = 1 << 16  # rows read at a time
 _MAPPED = 8  # of a cache one part in so many may be mapped: what it gives up stays on the disk while it is mapped
 _OUTCOMES = ("kept", "filtered", "duplicate", "corrupt", "missing")
 _BESIDE = ("manifest.json", "report.html", energon.FOLDER)  # part of a corpus' folder, not of its root digest
+_SOUND: set[tuple[str, int, int, int, int]] = set()  # files that this process hashed: their sha256, and which they are
+
+Shards = Literal["trusted", "checked"]
+"""Those of a folder: read as they are, or hashed before any of their records is read. Those of a store always are."""
 
 INDEX = pa.schema(
     [
@@ -79,6 +83,10 @@ class TooManyDropped(ValueError):
     def __init__(self, message: str, limit: str) -> None:
         super().__init__(message)
         self.limit = limit
+
+
+class NotAsBuilt(OSError):
+    """A shard is gone or not what was built: no fault of a record, so no other record takes its place."""
 
 
 def commit(
@@ -253,14 +261,22 @@ class BuiltCorpus:
         folder: of the corpus, of this machine or of a store.
         rows: int64[n], the index rows to offer, None for all: a selection.
         cache: what a store's shards are brought to when they are asked for.
+        shards_are: checked ones are hashed when the first of their records is read, once by a process.
     Raises:
         ValueError: no finished corpus there.
     """
 
-    def __init__(self, folder: Path, rows: NDArray[np.int64] | None = None, *, cache: Cache | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rows: NDArray[np.int64] | None = None,
+        *,
+        cache: Cache | None = None,
+        shards_are: Shards = "trusted",
+    ) -> None:
         self.folder = folder
         self.cache = cache or Cache()
-        self._damaged: dict[int, str] = {}  # what is wrong with shards of a store
+        self.shards_are: Shards = shards_are
         self.manifest = read_manifest(folder)
         records = self.manifest["counts"]["kept"]
         self.rows = np.arange(records) if rows is None else rows
@@ -295,7 +311,7 @@ class BuiltCorpus:
         path = self.folder / "index.parquet"
         try:
             table = self._table(path.name, INDEX)
-        except (pa.ArrowException, FileNotFoundError) as error:
+        except FileNotFoundError as error:
             raise ValueError(f"{path} does not read ({error}): run interlace verify {self.folder}") from None
         if table.num_rows != self.manifest["counts"]["kept"]:
             raise ValueError(f"{path} has {table.num_rows} rows, not as built: run interlace verify {self.folder}")
@@ -307,33 +323,57 @@ class BuiltCorpus:
         return self._table("ledger.parquet", LEDGER)
 
     def _table(self, file: str, schema: pa.Schema) -> pa.Table:
+        part = Part(path=self.folder / file, sha256=self.manifest["tables"][file])
         if not folders.is_remote(self.folder):
-            return pq.read_table(self.folder / file, schema=schema)
-        with self.cache.opened(Part(path=self.folder / file, sha256=self.manifest["tables"][file])) as stream:
-            return pq.read_table(stream, schema=schema)
+            if (found := shards.sha256(part.path)) != part.sha256:
+                raise ValueError(_told(part, found))
+            return _read(part.path, schema)
+        with self.cache.opened(part) as stream:
+            return _read(stream, schema)
+
+    @property
+    def remote(self) -> bool:
+        """Whether its shards are brought here from a store."""
+        return folders.is_remote(self.folder)
+
+    def shard(self, place: int) -> int:
+        """The shard of the record at a place of the selection."""
+        return int(self._columns["shard"][self.rows[place]])
+
+    def bring(self, shard: int) -> None:
+        """Bring a shard of a store to its cache, ahead of its use; for any thread.
+
+        Raises: as `Cache.bring`.
+        """
+        self.cache.bring(self.part(shard))
 
     def part(self, shard: int) -> Part:
         """The file of a shard: where, and what it must hold."""
         told = self.manifest["shards"][shard]
         if shards.file_of(told) != Path(shards.file_of(told)).name:
-            raise ValueError(f"{self.folder / 'manifest.json'} names a file elsewhere, {shards.file_of(told)!r}")
+            raise StoreError(f"{self.folder / 'manifest.json'} names a file elsewhere, {shards.file_of(told)!r}")
         return Part(path=self.folder / shards.file_of(told), sha256=told["sha256"], size=told["size"])
 
     def _stream(self, shard: int) -> BinaryIO:
-        part = self.part(shard)
-        if not folders.is_remote(self.folder):
-            return part.path.open("rb")
-        if shard in self._damaged:  # not brought again for each of its records
-            raise StoreError(self._damaged[shard])
         try:
-            return self.cache.opened(part)
+            part = self.part(shard)
+            if folders.is_remote(self.folder):
+                return self.cache.opened(part)
         except StoreError as error:
-            self._damaged[shard] = str(error)
-            raise
+            raise NotAsBuilt(str(error)) from None
+        stream = part.path.open("rb")
+        if self.shards_are == "checked":
+            try:
+                _check(part, stream)
+            except OSError:
+                stream.close()
+                raise
+        return stream
 
     @cached_property
     def _columns(self) -> dict[str, NDArray[Any]]:
-        return {name: self.table[name].to_numpy() for name in ("shard", "offset", "size")}
+        # By DLPack: Arrow's own to_numpy imports pandas, a quarter of a second before the first record.
+        return {name: np.from_dlpack(self.table[name].combine_chunks()) for name in ("shard", "offset", "size")}
 
     @cached_property
     def _keys(self) -> pa.Array:
@@ -369,27 +409,57 @@ class BuiltCorpus:
         """The record at a place of the selection.
 
         Raises:
-            ValueError: the shard is not what the index says; the note names shard and key.
-            OSError: the disk or the store fails, or the shard is gone: never the record's fault.
+            ValueError: its bytes are not what the index says; the message names shard and key.
+            OSError: the disk or the store fails, the shard is gone, or all of it is not what was built (NotAsBuilt):
+                never the record's fault.
         """
-        row = int(self.rows[place])
-        shard, offset, size = (int(self._columns[name][row]) for name in ("shard", "offset", "size"))
+        row, columns = int(self.rows[place]), self._columns
+        shard, offset, size = int(columns["shard"][row]), int(columns["offset"][row]), int(columns["size"][row])
         key = self._keys[row].as_py()
         try:
             data = memoryview(self._maps[shard])[offset : offset + size]
+            if len(data) != size:
+                raise ValueError("the shard ends before it does")
             if self._adopted is None:
                 return shards.read(data, key)
             lineage = Lineage(file=self.manifest["inputs"][shard]["file"], row=int(key[-4:]))
             return adopt.read(data, key, lineage, self._adopted)
+        except NotAsBuilt:
+            raise
         except (ValueError, TypeError, LookupError, AttributeError, OSError, tarfile.TarError) as error:
             part, remote = self.part(shard), folders.is_remote(self.folder)
-            if remote and isinstance(error, (StoreError, OSError)):
+            if remote and isinstance(error, OSError):
                 raise
             kept = f", kept in {self.cache.folder / part.sha256}" if remote else ""
-            told = f"record {key} cannot be read from {part.path}{kept} ({error}): run interlace verify {self.folder}"
+            why = error.strerror if isinstance(error, OSError) else error
+            told = f"record {key} cannot be read from {part.path}{kept} ({why}): run interlace verify {self.folder}"
             if isinstance(error, OSError):
                 raise OSError(error.errno, told) from None
             raise ValueError(told) from None
+
+
+def _read(file: Path | BinaryIO, schema: pa.Schema) -> pa.Table:
+    """A table of ours. pq.read_table would import pandas first, and take five times as long until the first record."""
+    with pq.ParquetFile(file) as opened:
+        return opened.read().cast(schema)
+
+
+def _check(part: Part, stream: BinaryIO) -> None:
+    """Hash an opened shard, unless this process has, and it is the same file still."""
+    status = os.fstat(stream.fileno())
+    file = part.sha256, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    if file not in _SOUND:
+        reading: Any = stream
+        if (found := hashlib.file_digest(reading, "sha256").hexdigest()) != part.sha256:
+            raise NotAsBuilt(_told(part, found))
+        _SOUND.add(file)
+
+
+def _told(part: Part, found: str) -> str:
+    return (
+        f"{part.path} is not the bytes that were built (sha256 {found[:12]} for {part.sha256[:12]}): "
+        f"run interlace verify {part.path.parent}, remove that folder and build it again"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,10 +175,12 @@ def decoded(media: Media) -> Image.Image:
         Corrupt: it does not decode.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `picture` let it in
-            with Image.open(io.BytesIO(media.data), formats=("JPEG", "PNG")) as image:
-                return image.convert("RGB")
+        with Image.open(
+            io.BytesIO(media.data), formats=("JPEG", "PNG")
+        ) as image:  # warnings are no threads' to silence
+            return image.convert("RGB")
+    except UnidentifiedImageError:  # which tells where the bytes lie in memory
+        raise Corrupt(f"picture does not decode: it starts with {media.data[:8]!r}") from None
     except _BROKEN as error:
         raise Corrupt(f"picture does not decode: {summary(error)}") from None
 

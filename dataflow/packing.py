@@ -23,12 +23,13 @@ class Packing:
 
     fill: of 1,000 places of a row, how many are planned to be used; None: as many as a pilot finds room for.
     target_every: of so many rows at least one holds a picture to be drawn; None: as it comes.
-    too_long: what becomes of records that are longer than a row: the plan is refused, or they are left out and counted.
+    too_long: what becomes of records that are longer than a row: the plan is refused, they are left out and counted, or
+    they are shortened where that can be (dataflow/shortening.py), and left out where it cannot.
     """
 
     fill: int | None = None
     target_every: int | None = None
-    too_long: Literal["refuse", "drop"] = "refuse"
+    too_long: Literal["refuse", "drop", "shorten"] = "refuse"
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -36,8 +37,8 @@ class Packing:
             raise ValueError(f"fill={self.fill}: places of 1,000; use 1 to 1000, or nothing for what fits")
         if self.target_every is not None and self.target_every < 1:
             raise ValueError(f"target_every={self.target_every}: one of so many rows; use 1 or more, or nothing")
-        if self.too_long not in ("refuse", "drop"):
-            raise ValueError(f"too_long={self.too_long!r}: refuse or drop")
+        if self.too_long not in ("refuse", "drop", "shorten"):
+            raise ValueError(f"too_long={self.too_long!r}: refuse, drop or shorten")
 
 
 def packed(lengths: NDArray[np.int64], packs: int, length: int, seeds: Sequence[int] = ()) -> NDArray[np.int64]:

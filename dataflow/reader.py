@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -30,11 +32,14 @@ from dataflow.record import Record
 from dataflow.schedule import Use
 
 Decoded = TypeVar("Decoded")
+Made = TypeVar("Made")
 Place = tuple[int, int, int]
 """Position, pack in it, slot in the pack: where a record stands."""
 
 _SPARES = 128  # records looked at for one that may take the place of another
 _TRIED = 16  # of them that are read at most
+_FAR = 8  # positions whose shards are on their way from a store before they are read
+_BRINGING = 4  # shards at a time: one alone waits for the store more than for the line
 
 
 class Order(Protocol):
@@ -94,6 +99,8 @@ class Reader(Generic[Decoded]):
         decode: (use, record) -> what becomes of it; a ValueError says that it never can, and the record is replaced.
             An OSError is the disk's: it is raised.
         known:  what was replaced before, by place.
+        threads: that call `decode`, several at a time; 0: it is called where packs are asked for. What comes of it, its
+            order and what is replaced are the same. Reading itself is never shared by threads.
     Raises:
         ValueError: a corpus is not the one that the schedule was made for.
     """
@@ -105,6 +112,7 @@ class Reader(Generic[Decoded]):
         *,
         decode: Callable[[Use, Record], Decoded],
         known: Mapping[Place, Replaced] | None = None,
+        threads: int = 0,
     ) -> None:
         if len(corpora) != len(schedule.names):
             raise ValueError(f"{len(corpora)} corpora for a schedule of {len(schedule.names)}: give one per member")
@@ -117,24 +125,68 @@ class Reader(Generic[Decoded]):
         self._decode = decode
         self._known = dict(known or {})
         self._tasks: dict[int, NDArray[Any]] = {}
+        self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
+        self._bringing: ThreadPoolExecutor | None = None
+        self._ahead = 0  # positions before this one were asked of their store
 
     def packs(self, position: int, which: Iterable[int]) -> list[list[Slot[Decoded]]]:
         """These packs of a position, in this order; -1 is an empty one."""
         scheduled = self.schedule.packs(position)
-        return [[] if number < 0 else self._pack(position, number, scheduled[number]) for number in which]
+        begun = [
+            (number, pack, [self._begun((position, number, slot), use) for slot, use in enumerate(pack)])
+            for number, pack in ((number, scheduled[number] if number >= 0 else ()) for number in which)
+        ]
+        return [self._pack(position, number, pack, values) for number, pack, values in begun]
+
+    def bring(self, position: int, deal: Callable[[int], Iterable[int]]) -> None:
+        """Let shards of a store be on their way before they are read, those of the next positions; returns at once.
+
+        Call it for every position before its packs are read. What fails here fails again, and is told, when it is read.
+
+        Args: deal: position -> the packs that are wanted of it.
+        """
+        if not any(corpus.remote for corpus in self.corpora):
+            return
+        self._bringing = self._bringing or ThreadPoolExecutor(_BRINGING, "bring")
+        for coming in range(max(self._ahead, position), min(position + _FAR, self.schedule.positions)):
+            scheduled = self.schedule.packs(coming)
+            uses = (use for number in deal(coming) if number >= 0 for use in scheduled[number])
+            wanted = dict.fromkeys((use.member, self.corpora[use.member].shard(use.row)) for use in uses)
+            room = {member: self.corpora[member].cache.limit // (2 * _FAR) for member, _ in wanted}
+            for member, shard in wanted:  # no more than what stays until it is read
+                room[member] -= self.corpora[member].part(shard).size or 0
+                if room[member] >= 0:
+                    self._bringing.submit(self.corpora[member].bring, shard)
+            self._ahead = coming + 1
 
     def take(self) -> list[Replaced]:
         """What was replaced since the last call."""
         fresh, self.fresh = self.fresh, []
         return fresh
 
-    def _pack(self, position: int, number: int, pack: Sequence[Use]) -> list[Slot[Decoded]]:
+    def _begun(self, place: Place, use: Use) -> Callable[[], Decoded] | None:
+        """What gives the decoded record of a slot, or ValueError; None: it is known to be replaced."""
+        if place in self._known:
+            return None
+        if self._pool is None:
+            return partial(self._read, use)
+        try:
+            return self._pool.submit(self._decode, use, self.corpora[use.member].record(use.row)).result
+        except ValueError as error:
+            failed = Future[Decoded]()
+            failed.set_exception(error)
+            return failed.result
+
+    def _pack(
+        self, position: int, number: int, pack: Sequence[Use], values: Sequence[Callable[[], Decoded] | None]
+    ) -> list[Slot[Decoded]]:
         found = []
-        for slot, use in enumerate(pack):
-            known = self._known.get((position, number, slot))
-            if known is None:
+        for slot, (use, value) in enumerate(zip(pack, values, strict=True)):
+            if value is None:
+                known = self._known[position, number, slot]
+            else:
                 try:
-                    found.append(Slot(slot, use, self._read(use)))
+                    found.append(Slot(slot, use, value()))
                     continue
                 except ValueError as error:
                     known = self._replaced((position, number, slot), pack, summary(error))
@@ -189,24 +241,36 @@ class Reader(Generic[Decoded]):
 def fed(
     reader: Reader[Decoded], positions: range, deal: Callable[[int], Sequence[int]], *, ahead: int = 2
 ) -> Iterator[tuple[int, list[list[Slot[Decoded]]]]]:
-    """(position, its packs) in order, read and decoded by a thread of its own up to `ahead` positions before.
-
-    One thread keeps the order in which records are replaced; let `decode` use more where pictures take long.
+    """(position, its packs) in order, read and decoded up to `ahead` positions before they are asked for.
 
     Args: deal: position -> the packs that are wanted of it: `packing.dealt(...)[rank]`.
     """
-    with ThreadPoolExecutor(1, "reader") as pool:
-        coming: list[tuple[int, Future[list[list[Slot[Decoded]]]]]] = []
-        rest = iter(positions)
+
+    def read(position: int) -> list[list[Slot[Decoded]]]:
+        reader.bring(position, deal)
+        return reader.packs(position, deal(position))
+
+    return zip(positions, made_ahead(read, positions, ahead=ahead), strict=True)
+
+
+def made_ahead(make: Callable[[int], Made], positions: Iterable[int], *, ahead: int) -> Generator[Made]:
+    """What is made of each position, in order, by one thread of its own up to `ahead` positions before it is asked for.
+
+    One thread keeps the order in which records are replaced. When the iterator is closed, nothing is waited for.
+    """
+    pool, rest = ThreadPoolExecutor(1, "ahead"), iter(positions)
+    coming = deque[Future[Made]]()
+    try:
         while True:
             for position in rest:
-                coming.append((position, pool.submit(reader.packs, position, deal(position))))
+                coming.append(pool.submit(make, position))
                 if len(coming) > ahead:
                     break
             if not coming:
                 return
-            position, future = coming.pop(0)
-            yield position, future.result()
+            yield coming.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read_events(path: Path) -> list[Replaced]:

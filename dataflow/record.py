@@ -28,6 +28,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 TASKS: frozenset[str] = frozenset(task for tasks in GROUPS.values() for task in tasks)
 
 _quoted = json.JSONEncoder(ensure_ascii=False).encode  # of a string
+_parsed = json.JSONDecoder().decode  # of a text; json.loads would look for its encoding first, which is ours
 _KEY = re.compile(r"[a-z][a-z0-9_]*_[0-9]{9}(-[0-9]+)?")
 
 
@@ -109,11 +110,9 @@ class Record:
                 raise ValueError(f"role {message.role!r} in {self.key}: must be one of {', '.join(ROLES)}")
         if not any(message.role == "assistant" and message.parts for message in self.messages):
             raise ValueError(f"{self.key}: no assistant turn, so nothing to learn from")
-        used = [part.index for message in self.messages for part in message.parts if isinstance(part, Image)]
-        if sorted(set(used)) != list(range(len(self.media))):
-            raise ValueError(
-                f"{self.key}: the messages use pictures {sorted(set(used))} but {len(self.media)} are held"
-            )
+        used = {part.index for message in self.messages for part in message.parts if isinstance(part, Image)}
+        if used != set(range(len(self.media))):
+            raise ValueError(f"{self.key}: the messages use pictures {sorted(used)} but {len(self.media)} are held")
         return self
 
     @property
@@ -187,7 +186,7 @@ def from_json(record_key: str, data: bytes, media: Mapping[str, bytes]) -> Recor
     Raises:
         ValueError: an unknown schema, a missing picture, or a broken contract.
     """
-    fields: Any = json.loads(data)
+    fields: Any = _parsed(data.decode())
     if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
         found = fields.get("schema") if isinstance(fields, dict) else None
         raise ValueError(f"{record_key}: schema {found!r}, this code reads {SCHEMA}; rebuild the corpus")
@@ -198,11 +197,13 @@ def from_json(record_key: str, data: bytes, media: Mapping[str, bytes]) -> Recor
             raise ValueError(f"{record_key}: member {name} is missing")
         pictures.append(Media(data=media[name], **entry))
     messages = tuple(
-        Message(
-            turn["role"],
-            tuple(Text(p["text"]) if p["type"] == "text" else Image(p["index"]) for p in turn["content"]),
-        )
-        for turn in fields["messages"]
+        [
+            Message(
+                turn["role"],
+                tuple([Text(p["text"]) if p["type"] == "text" else Image(p["index"]) for p in turn["content"]]),
+            )
+            for turn in fields["messages"]
+        ]
     )
     return Record(
         key=record_key,

@@ -42,10 +42,12 @@ class Lengths:
     """What laying out told of every record of a member.
 
     tokens: int32[rows]. drawn: int32[rows], tokens of pictures that are answers, 0 for a record without.
+    shortened: bool[rows], of which a part alone is laid out; None: of no record.
     """
 
     tokens: NDArray[np.int32]
     drawn: NDArray[np.int32]
+    shortened: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +184,8 @@ class Windows:
                 long = int((held.tokens > self.length).sum())
                 raise ValueError(
                     f"{long} of {rows} records of {name} are longer than a row of {self.length} tokens, the longest "
-                    f"{held.tokens.max()}: raise sequence_length, set packing.too_long=drop, or select shorter ones"
+                    f"{held.tokens.max()}: raise sequence_length, set packing.too_long to shorten or drop, or select "
+                    "shorter ones"
                 )
 
     @cached_property
@@ -276,6 +279,11 @@ class Windows:
         """Of each member, the records that are left out because they are longer than a row."""
         return tuple(rows - stream.rows for rows, stream in zip(self.rows, self._streams, strict=True))
 
+    @property
+    def shortened(self) -> tuple[int, ...]:
+        """Of each member, the records of which a part alone is trained, because they are longer than a row."""
+        return tuple(0 if each.shortened is None else int(each.shortened.sum()) for each in self.lengths)
+
     @cached_property
     def _held(self) -> OrderedDict[int, Window]:
         return OrderedDict()
@@ -316,7 +324,7 @@ class Windows:
 
     def weight(self, pack: tuple[Use, ...]) -> int:
         """How much work a pack is to encoders beside its tokens, which are as many in all: its drawn tokens."""
-        return sum(int(self.lengths[use.member].drawn[use.row]) for use in pack)
+        return sum(map(self.drawn_of, pack))
 
     @property
     def together(self) -> int:
@@ -326,6 +334,15 @@ class Windows:
     def tokens_of(self, use: Use) -> int:
         """What was measured of a record."""
         return int(self.lengths[use.member].tokens[use.row])
+
+    def drawn_of(self, use: Use) -> int:
+        """Of these tokens, those of pictures that are answers."""
+        return int(self.lengths[use.member].drawn[use.row])
+
+    def shortens(self, use: Use) -> bool:
+        """Whether a part of a record alone is trained."""
+        shortened = self.lengths[use.member].shortened
+        return shortened is not None and bool(shortened[use.row])
 
     def fitting(self, pack: Sequence[Use], slot: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of its member's rows those that fit where a record of a pack stands, and are drawn if it is; nearest in

@@ -19,7 +19,7 @@ from dataflow.reader import Replaced, read_events
 from dataflow.schedule import Schedule, Use
 from dataflow.windows import Windows
 from pipelines import runs, sample
-from pipelines.step import Place
+from pipelines.step import Place, one_line
 from pipelines.training import Training
 
 
@@ -58,7 +58,10 @@ class Scheduled:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A source of a run up to its last step: records and tokens, planned and fed; records replaced and lost."""
+    """A source of a run up to its last step: records and tokens, planned and fed; records replaced and lost.
+
+    drawn: of its tokens those of pictures that are answers. What is planned in tokens is known of packed rows.
+    """
 
     group: str
     source: str
@@ -66,6 +69,8 @@ class Line:
     fed: int
     planned_tokens: int | None
     fed_tokens: int
+    planned_drawn: int | None
+    fed_drawn: int
     replaced: int
     lost: int
 
@@ -73,7 +78,8 @@ class Line:
         """Whether it was fed other than planned: records but for those that nothing replaced, tokens but for slack."""
         if self.fed != self.planned - self.lost:
             return True
-        return self.planned_tokens is not None and abs(self.fed_tokens - self.planned_tokens) > slack
+        pairs = ((self.planned_tokens, self.fed_tokens), (self.planned_drawn, self.fed_drawn))
+        return any(planned is not None and abs(fed - planned) > slack for planned, fed in pairs)
 
 
 def audit(held: Scheduled) -> tuple[int, list[Line]]:
@@ -89,30 +95,31 @@ def audit(held: Scheduled) -> tuple[int, list[Line]]:
     steps = max(taken, default=0)
     if sorted(taken) != list(range(1, steps + 1)):
         raise ValueError(f"{metrics} does not tell of every step up to {steps}: restore the file")
-    fed, tokens = Counter[str](), Counter[str]()
+    fed, tokens, drawn = Counter[str](), Counter[str](), Counter[str]()
     for told in taken.values():
         fed.update(told["fed"])
         tokens.update(told["tokens"])
-    counts = held.schedule.counts(steps)
-    planned_tokens = held.schedule.tokens(steps) if isinstance(held.schedule, Windows) else None
-    unplaced = _unplaced(held.schedule, steps)
+        drawn.update(told["drawn"])
+    planned, known = _planned(held.schedule, steps), isinstance(held.schedule, Windows)
     groups = [group.name for group in held.training.mixture.groups for _ in group.members]
     events = [event for event in held.events if event.position < steps]
     lines = []
     for source in dict.fromkeys(held.schedule.names):
         members = [number for number, name in enumerate(held.schedule.names) if name == source]
         mine = [event for event in events if event.source == source]
-        left = sum(unplaced[number][0] for number in members)
+        records, tokens_planned, drawn_planned = (
+            sum(planned[number][place] for number in members) for place in range(3)
+        )
         lines.append(
             Line(
                 group=groups[members[0]],
                 source=source,
-                planned=sum(counts[number] for number in members) - left,
+                planned=records,
                 fed=fed[source],
-                planned_tokens=None
-                if planned_tokens is None
-                else sum(planned_tokens[number] - unplaced[number][1] for number in members),
+                planned_tokens=tokens_planned if known else None,
                 fed_tokens=tokens[source],
+                planned_drawn=drawn_planned if known else None,
+                fed_drawn=drawn[source],
                 replaced=sum(event.row is not None for event in mine),
                 lost=sum(event.row is None for event in mine),
             )
@@ -120,15 +127,18 @@ def audit(held: Scheduled) -> tuple[int, list[Line]]:
     return steps, lines
 
 
-def _unplaced(schedule: Schedule | Windows, steps: int) -> list[tuple[int, int]]:
-    """Records and tokens of each member that found no room in the whole windows so far."""
-    found = [(0, 0)] * len(schedule.names)
-    if isinstance(schedule, Windows):
-        for number in range(steps // schedule.positions_per_window):
-            for use in schedule.window(number).left:
-                records, tokens = found[use.member]
-                found[use.member] = records + 1, tokens + schedule.tokens_of(use)
-    return found
+def _planned(schedule: Schedule | Windows, steps: int) -> list[tuple[int, int, int]]:
+    """Records, tokens and drawn tokens of each member in the first steps; tokens are known of packed rows alone."""
+    if isinstance(schedule, Schedule):
+        return [(count, 0, 0) for count in schedule.counts(steps)]
+    held = [[0, 0, 0] for _ in schedule.names]
+    for position in range(steps):
+        for use in (use for pack in schedule.packs(position) for use in pack):
+            sums = held[use.member]
+            sums[0] += 1
+            sums[1] += schedule.tokens_of(use)
+            sums[2] += schedule.drawn_of(use)
+    return [(records, tokens, drawn) for records, tokens, drawn in held]
 
 
 def table(held: Scheduled) -> tuple[list[str], bool]:
@@ -141,18 +151,18 @@ def table(held: Scheduled) -> tuple[list[str], bool]:
         f"{held.run.name}: {steps} of {held.schedule.positions} steps, {sum(line.fed for line in lines)} records, "
         f"{tokens} tokens",
         f"{'group':{group}}  {'source':{width}}  {'records planned':>15}  {'fed':>9}  {'tokens planned':>14}  "
-        f"{'fed':>11}  {'% of tokens':>11}  {'replaced':>8}  {'lost':>5}",
+        f"{'fed':>11}  {'%':>6}  {'drawn planned':>13}  {'fed':>11}  {'replaced':>8}  {'lost':>5}",
     ]
     row = held.training.sequence_length
     sound = True
     for line in lines:
         wrong = line.amiss(row * (1 + line.replaced + line.lost))
         sound &= not wrong
-        planned = "-" if line.planned_tokens is None else str(line.planned_tokens)
+        planned, to_draw = ("-" if count is None else str(count) for count in (line.planned_tokens, line.planned_drawn))
         told.append(
             f"{line.group:{group}}  {line.source:{width}}  {line.planned:15}  {line.fed:9}  {planned:>14}  "
-            f"{line.fed_tokens:11}  {100 * line.fed_tokens / max(1, tokens):11.2f}  {line.replaced:8}  {line.lost:5}"
-            + ("  NOT AS PLANNED" if wrong else "")
+            f"{line.fed_tokens:11}  {100 * line.fed_tokens / max(1, tokens):6.2f}  {to_draw:>13}  {line.fed_drawn:11}  "
+            f"{line.replaced:8}  {line.lost:5}" + ("  NOT AS PLANNED" if wrong else "")
         )
     return told, sound
 
@@ -176,10 +186,15 @@ def at_position(held: Scheduled, position: int) -> Iterator[str]:
 
 
 def _record(held: Scheduled, use: Use) -> str:
-    record = held.corpora[use.member].record(use.row)
-    origin = f"{record.source} {record.lineage.file}, row {record.lineage.row}"
     tokens = held.schedule.tokens_of(use)
     length = "" if tokens is None else f"  {tokens} tokens"
+    if isinstance(held.schedule, Windows) and held.schedule.shortens(use):
+        length += ", shortened"
+    try:
+        record = held.corpora[use.member].record(use.row)
+    except (ValueError, OSError) as error:  # today: it may have been sound when it was trained
+        return f"{held.corpora[use.member].key(use.row)}  pass {use.epoch + 1}{length}  {one_line(error)}"
+    origin = f"{record.source} {record.lineage.file}, row {record.lineage.row}"
     return f"{record.key}  {record.task}  pass {use.epoch + 1}{length}  from {origin}"
 
 
@@ -192,8 +207,11 @@ def of_record(held: Scheduled, key: str) -> Iterator[str]:
     for member, corpus in enumerate(held.corpora):
         for place in corpus.places(key):
             found = True
-            record = corpus.record(place)
-            yield f"{key}: {record.task} from {record.lineage.file}, row {record.lineage.row}"
+            try:
+                record = corpus.record(place)
+                yield f"{key}: {record.task} from {record.lineage.file}, row {record.lineage.row}"
+            except (ValueError, OSError) as error:
+                yield f"{key}: {one_line(error)}"
             uses = held.schedule.where(member, place)
             for position, number, slot in uses:
                 event = replaced.get((position, number, slot))

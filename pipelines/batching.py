@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from dataflow.index import Shards
 from dataflow.media import decoded
 from dataflow.packing import dealt
 from dataflow.reader import Reader, Replaced, Slot
@@ -29,6 +30,7 @@ from models.layout import Document, Layout, ViewName
 from models.layout import Slot as PictureSlot
 from models.sequence import batched, sides
 from models.views import Cut
+from pipelines.lengths import laid_out
 from pipelines.plan import Opened, slot_seed
 
 EXTENSION = "safetensors"  # of a record's features in a side tar
@@ -39,14 +41,16 @@ VIEWS: tuple[ViewName, ...] = get_args(ViewName)
 class Micro:
     """One forward pass of one rank: the batch, the generators of its draws, and what each source gave.
 
-    fed, tokens: records and their tokens. parts: the features of its pictures where they are stored; None where they
-    are to be computed. replaced: what could not be read, told once of a position.
+    fed, tokens, drawn: records, their tokens, and of these those of pictures that are answers. parts: the features of
+    its pictures where they are stored; None where they are to be computed. replaced: what could not be read, told once
+    of a position.
     """
 
     batch: Batch
     draw: Draw
     fed: tuple[int, ...]
     tokens: tuple[int, ...] = ()
+    drawn: tuple[int, ...] = ()
     parts: Parts | None = None
     replaced: tuple[Replaced, ...] = ()
 
@@ -77,6 +81,8 @@ class RecordBatches:
     """The batches of a training; a value that travels to workers and opens its corpora there.
 
     length: tokens of a row. stored: features to be read instead of pictures. known: what the run replaced before.
+    threads: that decode pictures, of each rank. shortened_to: tokens, as `Training` has it. shards: as `Execution` has
+    it.
     """
 
     schedule: Schedule | Windows
@@ -86,6 +92,9 @@ class RecordBatches:
     seed: int
     stored: Stored | None = None
     known: tuple[Replaced, ...] = ()
+    threads: int = 0
+    shortened_to: int | None = None
+    shards: Shards = "trusted"
 
     @property
     def digest(self) -> str:
@@ -100,8 +109,9 @@ class RecordBatches:
     @cached_property
     def reader(self) -> Reader[Prepared]:
         """Of the records, over the opened corpora, prepared for the architecture."""
-        corpora = [opened.open() for opened in self.opened]
-        return Reader(self.schedule, corpora, decode=self._prepared, known={each.place: each for each in self.known})
+        corpora = [opened.open(shards_are=self.shards) for opened in self.opened]
+        known = {each.place: each for each in self.known}
+        return Reader(self.schedule, corpora, decode=self._prepared, known=known, threads=self.threads)
 
     @cached_property
     def _layout(self) -> Layout:
@@ -115,7 +125,7 @@ class RecordBatches:
 
     def _prepared(self, use: Use, record: Record) -> Prepared:
         pixels = VIEWS if self.stored is None else self.stored.pixels
-        made = prepared(record, self.architecture, self._layout, pixels=pixels)
+        made = prepared(record, self.architecture, self._layout, pixels=pixels, most=self.shortened_to)
         promised = self.schedule.tokens_of(use)
         if promised not in (None, len(made.document)):
             raise RuntimeError(
@@ -131,6 +141,7 @@ class RecordBatches:
 
     def __call__(self, position: int, rank: int, world: int, micro_batch: int) -> list[Micro]:
         """This rank's micro-batches of a position; equally many on every rank."""
+        self.reader.bring(position, lambda position: self.deal(position, rank, world))
         numbers = self.deal(position, rank, world)
         packs = self.reader.packs(position, numbers)
         replaced = tuple(self.reader.take())
@@ -141,10 +152,12 @@ class RecordBatches:
             batch, owners = collate(rows, self.architecture, rows=micro_batch, length=self.length)
             parts = None if self.stored is None else self._parts(part, batch, self.stored.views)
             fed = [0] * len(self.sources)
-            tokens = [0] * len(self.sources)
+            tokens, drawn = [0] * len(self.sources), [0] * len(self.sources)
             for slot in (slot for pack in part for slot in pack):
                 fed[slot.use.member] += 1
-                tokens[slot.use.member] += len(slot.value.document)
+                document = slot.value.document
+                tokens[slot.use.member] += len(document)
+                drawn[slot.use.member] += sum(each.tokens for each in document.slots if each.answer)
             places = [(numbers[first + row], part[row][document].number, picture) for row, document, picture in owners]
             result.append(
                 Micro(
@@ -152,6 +165,7 @@ class RecordBatches:
                     draw=self._draw(position, places),
                     fed=tuple(fed),
                     tokens=tuple(tokens),
+                    drawn=tuple(drawn),
                     parts=parts,
                     replaced=() if first else replaced,
                 )
@@ -186,16 +200,24 @@ class RecordBatches:
         return draw
 
 
-def prepared(record: Record, architecture: Any, layout: Layout, *, pixels: Collection[ViewName] = VIEWS) -> Prepared:
+def prepared(
+    record: Record,
+    architecture: Any,
+    layout: Layout,
+    *,
+    pixels: Collection[ViewName] = VIEWS,
+    most: int | None = None,
+) -> Prepared:
     """A record laid out, its pictures decoded and cut.
 
     Args:
         architecture: a config with `seen` and `drawn`, the views its pictures are cut for. layout: of it.
         pixels: the views that are decoded; pictures of others have no tiles.
+        most: tokens that a longer record is shortened to; None: it stays whole.
     Raises:
         ValueError: a picture that does not decode; it names the record.
     """
-    document = layout.lay_out(record.turns, task=record.task, key=record.key, sizes=record.sizes)
+    record, document = laid_out(record, layout, most)
     views = {"seen": architecture.seen, "drawn": architecture.drawn}
     cuts = []
     for slot in document.slots:
@@ -207,7 +229,7 @@ def prepared(record: Record, architecture: Any, layout: Layout, *, pixels: Colle
         try:
             image = decoded(record.media[slot.picture])
         except ValueError as error:
-            raise ValueError(f"{record.key}: {error}; rebuild its corpus with that row mended") from None
+            raise ValueError(f"{record.key}: {error}; run interlace verify, or filter its corpus by Decodes") from None
         cuts.append((view.cut(image), image.size))
     return Prepared(record=record, document=document, cuts=tuple(cuts))
 

@@ -20,6 +20,7 @@ from dataflow.record import Record
 from models.interface import Asked, Draw
 from pipelines import plan, sample
 from pipelines.batching import collate, prepared
+from pipelines.lengths import laid_out
 from pipelines.step import Place
 from pipelines.training import Training
 
@@ -83,15 +84,15 @@ def evaluate(folder: Path, place: Place, *, records: int, questions: int) -> dic
 
 
 def _batches(training: Training, place: Place, records: int) -> Iterator[list[Record]]:
-    """Validation records of one task each, short enough for a row."""
+    """Validation records of one task each, short enough for a row, or shortened to it as in training."""
     layout = training.architecture.layout()
     for opened in plan.held_out(training.mixture, place):
         corpus = opened.open()
         by_task = defaultdict[str, list[Record]](list)
         for spot in range(min(records, len(corpus))):
             record = corpus.record(spot)
-            laid_out = layout.lay_out(record.turns, task=record.task, key=record.key, sizes=record.sizes)
-            if record.task in training.architecture.tasks and len(laid_out) <= training.sequence_length:
+            record, document = laid_out(record, layout, training.shortened_to)
+            if record.task in training.architecture.tasks and len(document) <= training.sequence_length:
                 by_task[record.task].append(record)
         for held in by_task.values():
             yield from (held[first : first + _ROWS] for first in range(0, len(held), _ROWS))

@@ -119,8 +119,10 @@ def measure(training: Training, place: Place, *, dtype: Dtype = "float32") -> li
 
     Returns:  the folders that hold them, of all corpora.
     Raises:
-        ValueError: corpora that are not built, nothing to store, a number that the float type cannot hold.
+        ValueError: corpora that are not built, nothing to store or none who may read it, a number that the float type
+            cannot hold.
     """
+    replace(training, execution=replace(training.execution, features="stored"))  # refused here, not after hours
     encoder = Encoder(config=training.architecture, earlier=None, dtype=dtype)
     architecture = encoder.built()
     if training.start_from is not None and architecture.measured.network is not architecture.encoder:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dataflow import selection
 from dataflow.curation import Verdicts
-from dataflow.index import BuiltCorpus
+from dataflow.index import BuiltCorpus, Shards
 from dataflow.mixture import Mixture
 from dataflow.schedule import Schedule
 from dataflow.selection import Every, Part
@@ -30,9 +30,10 @@ class Opened:
     corpus: Path
     selection: Path | None
 
-    def open(self) -> BuiltCorpus:
+    def open(self, *, shards_are: Shards = "trusted") -> BuiltCorpus:
         """The records it offers."""
-        return BuiltCorpus(self.corpus, None if self.selection is None else selection.read(self.selection))
+        rows = None if self.selection is None else selection.read(self.selection)
+        return BuiltCorpus(self.corpus, rows, shards_are=shards_are)
 
 
 def build(mixture: Mixture, place: Place, *, rehash: bool = False) -> list[Opened]:
@@ -86,7 +87,8 @@ def schedule(training: Training, opened: Sequence[BuiltCorpus], place: Place) ->
                 f"{share:.0%} of {name} is {', '.join(deaf)}, from which {kind} learns nothing: "
                 f"it learns {', '.join(training.architecture.tasks)}; select other records or take {name} out"
             )
-    held = lengths.of(training.architecture, opened, place) if training.packing or by_tokens else ()
+    measured, most = training.packing is not None or by_tokens, training.shortened_to
+    held = lengths.of(training.architecture, opened, place, most=most) if measured else ()
     about = {
         "mixture": training.mixture,
         "names": names,
@@ -187,7 +189,9 @@ def _packed(plan: Windows, tokens: int) -> Iterator[str]:
         f"rows of {plan.length} tokens filled to {plan.fill / 10:g} %: {padding:.1%} of all places is padding"
         + (", over 3 %: longer rows waste less" if padding > 0.03 else "")
     )
-    for name, dropped, rows in zip(plan.names, plan.dropped, plan.rows, strict=True):
+    for name, shortened, dropped, rows in zip(plan.names, plan.shortened, plan.dropped, plan.rows, strict=True):
+        if shortened:
+            yield f"{name}: {shortened} of {rows} records are longer than a row and shortened to it"
         if dropped:
             yield f"{name}: {dropped} of {rows} records are longer than a row and left out"
     windows = range(min(plan.positions // plan.positions_per_window, 8))

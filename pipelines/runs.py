@@ -79,6 +79,9 @@ def batches_of(training: Training, schedule: Schedule | Windows, opened: tuple[p
         architecture=training.architecture,
         length=training.sequence_length,
         seed=training.seed,
+        threads=training.execution.decode_threads,
+        shortened_to=training.shortened_to,
+        shards=training.execution.shards,
     )
 
 

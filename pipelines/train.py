@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dataflow.build import write_atomically
+from pipelines.step import one_line
 from pipelines.training import Training
 
 if TYPE_CHECKING:
@@ -223,13 +224,16 @@ def _port(address: str) -> str:
 
 def _squeezed(error: Exception) -> str:
     """Its message in one line, at most 500 characters."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return text if len(text) <= 500 else text[:500] + " ..."
 
 
 @contextlib.contextmanager
 def _progress(metrics: Path, steps: int) -> Iterator[None]:
-    """Print the newest step of what rank 0 appends to metrics.jsonl: every second on a terminal, else every ten."""
+    """Print the newest step of what rank 0 appends to metrics.jsonl: every second on a terminal, else every ten.
+
+    Beside it, how many records were replaced so far: lines of events.jsonl.
+    """
     start = metrics.read_bytes().rfind(b"\n") + 1 if metrics.exists() else 0
     ended = threading.Event()
 
@@ -245,7 +249,10 @@ def _progress(metrics: Path, steps: int) -> Iterator[None]:
                 position += len(whole)
                 newest = whole.splitlines()[-1] if whole else b""
                 if newest:
-                    print(_line(json.loads(newest), steps), flush=True)
+                    events = metrics.with_name("events.jsonl")
+                    replaced = events.read_bytes().count(b"\n") if events.exists() else 0
+                    told = f"  {replaced} records replaced ({events})" if replaced else ""
+                    print(_line(json.loads(newest), steps) + told, flush=True)
             if last:
                 return
 

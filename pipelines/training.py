@@ -46,15 +46,18 @@ class Execution:
     zero_stage: Literal[0, 1, 2, 3] = 2
     micro_batch: int = 8  # rows of one forward pass on one rank
     dtype: Literal["float32", "bfloat16"] = "float32"
+    decode_threads: int = 0  # of each rank, that decode its pictures; 0: while a step runs, one decodes the next
     features: Literal["computed", "stored"] = "computed"  # of frozen encoders; `interlace measure` stores them
     save_every: int = 50  # steps between checkpoints
     keep: int = 2  # newest checkpoints kept
-    max_replaced: int = 100  # records of one source that could not be read and were replaced, before a run stops
+    shards: Literal["trusted", "checked"] = "trusted"  # checked: hashed when first read, as a store's always are
+    max_replaced: int = 100  # records of one source that could not be read, each counted once, before a run stops
 
     def __post_init__(self) -> None:
         whole(self, "zero_stage", least=0, most=3)
         whole(self, "micro_batch")
         whole(self, "save_every", "keep", most=STEPS)
+        whole(self, "decode_threads", least=0, most=1024)
         whole(self, "max_replaced", least=0, most=STEPS)
 
 
@@ -110,5 +113,16 @@ class Training:
         whole(self, "batch", "sequence_length")
         whole(self, *(() if self.steps is None else ("steps",)), most=STEPS)
         whole(self, "seed", least=0, most=SEED)
+        if self.shortened_to is not None and self.execution.features == "stored":
+            raise ValueError(
+                "execution.features=stored: they are of whole records, packing.too_long=shorten trains parts of some: "
+                "use features=computed, or too_long=drop"
+            )
+
+    @property
+    def shortened_to(self) -> int | None:
+        """Tokens that longer records are shortened to; None where they stay as they are."""
+        shortens = self.packing is not None and self.packing.too_long == "shorten"
+        return self.sequence_length if shortens else None
 
     version: ClassVar[int] = 1

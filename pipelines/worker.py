@@ -16,7 +16,6 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, distributed
 
 from dataflow.build import write_atomically
-from dataflow.reader import Replaced, event_line, events_digest, read_events
+from dataflow.reader import Replaced, event_line, events_digest, made_ahead, read_events
 from models.interface import Architecture
 from pipelines import checkpoint, features, zero
 from pipelines.batching import Micro, RecordBatches
@@ -48,6 +47,7 @@ class Outcome:
     counts: dict[str, int]
     fed: dict[str, int]  # records each source gave
     tokens: dict[str, int]  # and their tokens
+    drawn: dict[str, int]  # of these, tokens of pictures that are answers
     replaced: list[Replaced]  # records that could not be read
     norm: float  # of the gradient, before clipping
 
@@ -102,21 +102,17 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
         architecture.encoder.to(engine.device).eval().requires_grad_(False)
         start, losses = _resume(run, engine, digests, known)
 
-        pool = ThreadPoolExecutor(1, "batches")
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # an error does not wait for data
         journal = stack.enter_context(_journal(run, start)) if rank == 0 else None
 
         def fetch(position: int) -> list[Micro]:
             return batches(position, rank, world, execution.micro_batch)
 
         events = list(known)
-        coming = pool.submit(fetch, start) if start < steps else None
+        ahead = stack.enter_context(contextlib.closing(made_ahead(fetch, range(start, steps), ahead=1)))
         for position in range(start, steps):
             began = time.perf_counter()
-            assert coming is not None
-            items = coming.result()
+            items = next(ahead)
             waited = time.perf_counter() - began
-            coming = pool.submit(fetch, position + 1) if position + 1 < steps else None
             _seed(training.seed, position, rank)
             rate = zero.rate(training.optimizer, position, steps)
             outcome = _step(engine, architecture, items, batches.sources, position, rate, run)
@@ -168,12 +164,14 @@ def _step(
     learned = [sum(count[name] for count in counts) for name in weights]
     given = [sum(item.fed[place] for item in items) for place in range(len(sources))]
     taken = [sum(item.tokens[place] for item in items if item.tokens) for place in range(len(sources))]
+    drawn = [sum(item.drawn[place] for item in items if item.drawn) for place in range(len(sources))]
     table = torch.tensor(
-        [len(items), sum(len(item.replaced) for item in items), *learned, *given, *taken], device=device
+        [len(items), sum(len(item.replaced) for item in items), *learned, *given, *taken, *drawn], device=device
     )
     distributed.all_reduce(table)
     everywhere, unread, *told = table.tolist()
-    shared, fed, tokens = told[: len(weights)], told[len(weights) : -len(sources)], told[-len(sources) :]
+    shared, of_sources = told[: len(weights)], told[len(weights) :]
+    fed, tokens, drawn = (of_sources[first : first + len(sources)] for first in range(0, len(of_sources), len(sources)))
     if everywhere != world * len(items) or not items:
         raise ValueError(
             f"position {position} gives this rank {len(items)} micro-batches and {world} ranks {everywhere} together: "
@@ -201,6 +199,7 @@ def _step(
         counts=dict(zip(weights, shared, strict=True)),
         fed=_by_source(sources, fed),
         tokens=_by_source(sources, tokens),
+        drawn=_by_source(sources, drawn),
         replaced=replaced,
         norm=norm,
     )
@@ -225,7 +224,8 @@ def _tell(run: Path, items: list[Micro]) -> list[Replaced]:
 def _within_budget(events: list[Replaced], most: int) -> None:
     """ValueError: more records of a source could not be read than a run goes on without."""
     if events:
-        (source, count), *_ = Counter(event.source for event in events).most_common(1)
+        unread = {(event.source, event.key) for event in events}  # once, in however many passes
+        (source, count), *_ = Counter(source for source, _ in unread).most_common(1)
         if count > most:
             last = next(event for event in reversed(events) if event.source == source)
             raise ValueError(
@@ -308,6 +308,7 @@ class Journal:
             "counts": outcome.counts,
             "fed": outcome.fed,
             "tokens": outcome.tokens,
+            "drawn": outcome.drawn,
             "rate": rate,
             "norm": outcome.norm,
             **seconds,

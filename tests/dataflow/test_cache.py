@@ -51,14 +51,15 @@ def test_a_part_is_brought_once_and_read_from_disk_afterwards(tmp_path: Path, pu
 def test_what_was_used_longest_ago_goes_and_a_reader_keeps_what_it_has_open(tmp_path: Path, put: Put) -> None:
     kept = Cache(folder=tmp_path, limit=100)
     one, two, three = (put(name, name.encode() * 40) for name in "abc")
-    kept.fetch([one, two])
+    kept.bring(one)
+    kept.bring(two)
     for number, part in enumerate((one, two)):
         os.utime(tmp_path / part.sha256, ns=(number, number))
     with kept.opened(one) as stream:  # used now: two is older
-        kept.fetch([three])
+        kept.bring(three)
         assert held(kept) == {one.sha256: 40, three.sha256: 40}
         os.utime(tmp_path / one.sha256, ns=(1, 1))
-        kept.fetch([two])
+        kept.bring(two)
         assert held(kept) == {two.sha256: 40, three.sha256: 40}
         assert stream.read() == b"a" * 40
 
@@ -69,12 +70,12 @@ def test_other_bytes_than_were_promised_are_an_error_that_names_the_part_and_lea
     kept, part = Cache(folder=tmp_path), put("00003.tar", b"what was built")
     stores.write(part.path, b"what was Built")
     with pytest.raises(StoreError, match=rf"{part.path} is not the bytes that were built .*: run interlace verify"):
-        kept.fetch([part])
+        kept.bring(part)
     stores.remove([part.path])
     with pytest.raises(StoreError, match=rf"{part.path} is gone from its corpus: run interlace verify"):
-        kept.fetch([part])
+        kept.bring(part)
     with pytest.raises(StoreError, match="is gone from its corpus"):
-        kept.fetch([Part(path=part.path, sha256=part.sha256)])
+        kept.bring(Part(path=part.path, sha256=part.sha256))
     assert held(kept) == {}
 
 
@@ -88,14 +89,14 @@ def test_a_part_that_a_crash_cut_short_is_brought_again(tmp_path: Path, put: Put
 def test_a_manifest_that_lies_about_a_part_is_an_error_and_writes_nothing_elsewhere(tmp_path: Path, put: Put) -> None:
     kept, part = Cache(folder=tmp_path), put("00000.tar", b"some bytes")
     with pytest.raises(StoreError, match="is not the bytes that were built"):
-        kept.fetch([replace(part, size=9)])
+        kept.bring(replace(part, size=9))
     with pytest.raises(StoreError, match=r"'\.\./elsewhere' is no sha256: its manifest is damaged"):
         replace(part, sha256="../elsewhere")
 
 
 def test_a_part_larger_than_all_of_the_cache_is_an_error_with_a_cure(tmp_path: Path, put: Put) -> None:
     with pytest.raises(OSError, match=r"is 10 bytes, this cache of shards holds 9: give it a larger limit"):
-        Cache(folder=tmp_path, limit=9).fetch([put("00000.tar", b"some bytes")])
+        Cache(folder=tmp_path, limit=9).bring(put("00000.tar", b"some bytes"))
     with pytest.raises(ValueError, match="limit=0: bytes that a cache of shards may hold"):
         Cache(limit=0)
 
@@ -104,7 +105,7 @@ def test_a_full_disk_names_the_cache_and_says_how_to_place_it_elsewhere(tmp_path
     part = put("00000.tar", b"some bytes")
     (tmp_path / f".{part.sha256}.10").symlink_to("/dev/full")  # the kernel's own ENOSPC
     with pytest.raises(OSError, match=r"No space left on device .*XDG_CACHE_HOME places them elsewhere") as told:
-        Cache(folder=tmp_path).fetch([part])
+        Cache(folder=tmp_path).bring(part)
     assert str(told.value.filename).startswith(str(tmp_path))
     assert held(Cache(folder=tmp_path)) == {}
 
@@ -112,7 +113,7 @@ def test_a_full_disk_names_the_cache_and_says_how_to_place_it_elsewhere(tmp_path
 def test_what_a_killed_process_was_bringing_makes_no_room_scarce(tmp_path: Path, put: Put) -> None:
     (tmp_path / f".{'0' * 64}.90").write_bytes(b"half of it")
     kept, part = Cache(folder=tmp_path, limit=20), put("00000.tar", b"some bytes")
-    kept.fetch([part])
+    kept.bring(part)
     assert held(kept) == {part.sha256: 10}
 
 
@@ -126,12 +127,12 @@ def test_threads_that_want_the_same_part_at_once_bring_it_once(
         brought.append(path)
         bring(path, to)
 
-    def fetch() -> None:
+    def ask() -> None:
         wanted.wait()
-        kept.fetch([part])
+        kept.bring(part)
 
     monkeypatch.setattr(cache.folders, "get", counted)
-    threads = [threading.Thread(target=fetch) for _ in range(4)]
+    threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -271,9 +271,9 @@ def test_a_damaged_shard_is_named_with_the_record_and_the_command(cambrian: Path
 
 def test_a_corpus_whose_index_is_gone_says_to_verify(cambrian: Path, build: Build) -> None:
     folder = build(Cambrian(), rows=8).folder
-    for damage in (lambda path: path.write_bytes(b"PAR1"), Path.unlink):
+    for damage, why in ((lambda path: path.write_bytes(b"PAR1"), "is not the bytes"), (Path.unlink, "does not read")):
         damage(folder / "index.parquet")
-        with pytest.raises(ValueError, match=r"index\.parquet does not read .*: run interlace verify"):
+        with pytest.raises(ValueError, match=rf"index\.parquet {why} .*: run interlace verify"):
             len(BuiltCorpus(folder).table)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from upstream import ORCA, Build, jpeg, jsonl, metaclip_json, tar
 
+from dataflow import folders
+from dataflow.cache import Cache
 from dataflow.index import BuiltCorpus
-from dataflow.mixture import Group, Member, Mixture
+from dataflow.mixture import Change, Group, Member, Mixture
 from dataflow.packing import Packing, dealt
 from dataflow.reader import Reader, event_line, events_digest, fed, read_events
 from dataflow.record import Record
@@ -65,7 +68,7 @@ def read(reader: Reader[tuple[Use, str]], position: int, which: Sequence[int] | 
     return [[slot.value for slot in pack] for pack in reader.packs(position, numbers)]
 
 
-def packed(corpora: list[BuiltCorpus]) -> Windows:
+def packed(corpora: list[BuiltCorpus], changes: tuple[Change, ...] = ()) -> Windows:
     """Several records to a row; lengths are made up."""
     draw = np.random.default_rng(4)
     groups = tuple(
@@ -73,7 +76,7 @@ def packed(corpora: list[BuiltCorpus]) -> Windows:
         for name, share in (("text", 60), ("pictures", 40))
     )
     return Windows(
-        mixture=Mixture(groups=groups, seed=1),
+        mixture=Mixture(groups=groups, seed=1, changes=changes),
         packing=Packing(fill=900),
         names=("cambrian", "metaclip"),
         digests=tuple(corpus.digest for corpus in corpora),
@@ -123,31 +126,36 @@ def damaged(*keys: str) -> Callable[[Use, Record], tuple[Use, str]]:
     return decode
 
 
+CHANGED = (Change(position=16, shares=(20, 80)),)
 BAD = ("metaclip_000000001", "metaclip_000010002", "cambrian_000010003")
 
 
 @pytest.mark.parametrize("bad", [(), BAD], ids=["all sound", "three unreadable"])
+@pytest.mark.parametrize("changes", [(), CHANGED], ids=["one mixture", "shares change"])
 @pytest.mark.parametrize("start", [0, 9])
-@pytest.mark.parametrize("ahead", [0, 1, 4])
+@pytest.mark.parametrize("threads", [0, 1, 4])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_batches_are_the_same_for_any_ranks_look_ahead_and_resumption(
-    corpora: list[BuiltCorpus], ranks: int, ahead: int, start: int, bad: tuple[str, ...]
+def test_batches_are_the_same_for_any_ranks_threads_look_ahead_and_resumption(
+    corpora: list[BuiltCorpus], ranks: int, threads: int, start: int, changes: tuple[Change, ...], bad: tuple[str, ...]
 ) -> None:
-    plan = packed(corpora)
+    plan = packed(corpora, changes)
     alone = Reader(plan, corpora, decode=damaged(*bad))
     wanted = [digest(read(alone, position)) for position in range(start, plan.positions)]
     replaced = alone.take()
     assert bool(replaced) == bool(bad)
+    if changes:
+        assert wanted[-1] != digest(read(Reader(packed(corpora), corpora, decode=damaged(*bad)), plan.positions - 1))
 
     found: list[dict[int, Any]] = [{} for _ in range(plan.positions)]
     told = []
     for rank in range(ranks):
-        reader = Reader(replace(plan), [BuiltCorpus(c.folder, c.rows) for c in corpora], decode=damaged(*bad))
+        mine = [BuiltCorpus(corpus.folder, corpus.rows) for corpus in corpora]
+        reader = Reader(replace(plan), mine, decode=damaged(*bad), threads=threads)
 
         def deal(position: int, rank: int = rank) -> list[int]:
             return dealt([plan.weight(pack) for pack in plan.packs(position)], ranks)[rank]
 
-        for position, packs in fed(reader, range(start, plan.positions), deal, ahead=ahead):
+        for position, packs in fed(reader, range(start, plan.positions), deal, ahead=threads):
             for number, pack in zip(deal(position), packs, strict=True):
                 if number >= 0:
                     found[position][number] = [slot.value for slot in pack]
@@ -237,3 +245,34 @@ def test_a_shard_that_changed_gives_replacements_that_name_it(schedule: Schedule
     assert {event.source for event in told} == {"metaclip"}
     assert all("cannot be read from" in event.why and "interlace verify" in event.why for event in told)
     assert {event.key[-5] for event in told} == {"0"}  # of the first shard alone
+
+
+def test_shards_of_a_store_are_here_before_they_are_read_and_no_more_than_the_cache_keeps(
+    corpora: list[BuiltCorpus], tmp_path: Path
+) -> None:
+    store = folders.folder(f"memory://{secrets.token_hex(6)}")
+    for corpus in corpora:
+        for file in filter(Path.is_file, corpus.folder.iterdir()):
+            (store / corpus.name / file.name).write_bytes(file.read_bytes())
+    plan = packed(corpora)
+    few = (4, 1)
+    touched = {(use.member, use.row) for position in range(8) for number in few for use in plan.packs(position)[number]}
+
+    def brought(cache: Cache) -> tuple[set[str], set[str]]:
+        mine = [BuiltCorpus(store / corpus.name, corpus.rows, cache=cache) for corpus in corpora]
+        reader = Reader(plan, mine, decode=keyed)
+        for corpus in mine:
+            assert len(corpus.table)  # the index is read when a schedule is made
+        before = {path.name for path in cache.folder.iterdir()}
+        for position in range(2):
+            reader.bring(position, lambda _: few)
+        assert reader._bringing is not None
+        reader._bringing.shutdown()
+        wanted = {mine[member].part(mine[member].shard(row)).sha256 for member, row in touched}
+        return wanted, {path.name for path in cache.folder.iterdir()} - before - {".room"}
+
+    wanted, there = brought(Cache(folder=tmp_path / "all"))
+    assert wanted == there
+    assert len(wanted) > 1
+    largest = max(shard["size"] for corpus in corpora for shard in corpus.manifest["shards"])
+    assert brought(Cache(folder=tmp_path / "few", limit=2 * largest))[1] == set()  # each would push another one out

@@ -136,9 +136,9 @@ def lines(run: Path) -> list[dict[str, Any]]:
 def damaged(place: Place, tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, list[str]]:
     """A root in which three captioned pictures of the first positions are no pictures any more, and their keys."""
     root = tmp_path_factory.mktemp("damaged")
+    held = batches(place)  # which measures lengths
     for room in ("corpora", "measures"):
         shutil.copytree(place.root / room, root / room)
-    held = batches(place)
     uses = [use for pack in held.schedule.packs(1) for use in pack if use.member == 0][:3]
     corpus = BuiltCorpus(next((root / "corpora").glob("metaclip-*")))
     keys = []
@@ -191,6 +191,52 @@ def test_a_run_stops_when_too_many_records_of_a_source_cannot_be_read(damaged: t
     strict = replace(TRAINING, name="strict", execution=replace(TRAINING.execution, max_replaced=1))
     with pytest.raises(ValueError, match=r"\d records of metaclip could not be read, over execution.max_replaced=1"):
         runs.train(strict, place, recipe_name="test:packed")
+
+
+def test_a_record_counts_once_however_often_it_was_replaced(
+    damaged: tuple[Place, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, keys = damaged
+    exact = replace(TRAINING, name="exact", execution=replace(TRAINING.execution, max_replaced=len(keys)))
+    run = runs.train(exact, place, recipe_name="test:packed")
+    events = read_events(run / "events.jsonl")
+    assert len(events) > len({event.key for event in events}) == len(keys)
+    assert f"{len(events)} records replaced ({run / 'events.jsonl'})" in capsys.readouterr().out
+
+
+def test_a_training_that_asks_for_it_checks_shards_and_ends_at_one_that_is_not_what_was_built(
+    damaged: tuple[Place, list[str]],
+) -> None:
+    place, _ = damaged
+    careful = replace(TRAINING, name="careful", execution=replace(TRAINING.execution, shards="checked"))
+    with pytest.raises(RuntimeError, match=r"NotAsBuilt: \S+\.tar is not the bytes .*: run interlace verify") as told:
+        runs.train(careful, place, recipe_name="test:packed")
+    assert "\n" not in str(told.value)
+    (run,) = (place.root / "trainings").glob("careful-*")
+    assert read_events(run / "events.jsonl") == []
+
+
+def test_a_trace_answers_for_records_that_cannot_be_read(damaged: tuple[Place, list[str]], tmp_path: Path) -> None:
+    place, _ = damaged
+    run = next((place.root / "trainings").glob("packed-*"))
+    held = audit.Scheduled.of(run, place)
+    sound = list(audit.at_position(held, 0))
+    corpus = held.corpora[0]
+    away = tmp_path / "shards"
+    away.mkdir()
+    for shard in corpus.folder.glob("*.tar"):
+        shard.rename(away / shard.name)
+    try:
+        held = audit.Scheduled.of(run, place)
+        told = list(audit.at_position(held, 0))
+        assert [line.split()[:3] for line in told] == [line.split()[:3] for line in sound]
+        assert any("cannot be read from" in line and "No such file" in line for line in told)
+        key = corpus.key(next(use.row for use in held.schedule.packs(0)[0] if use.member == 0))
+        first, *places = audit.of_record(held, key)
+        assert "No such file" in first and any(line.startswith("  position 0, row 0") for line in places)
+    finally:
+        for shard in away.iterdir():
+            shard.rename(corpus.folder / shard.name)
 
 
 def test_an_audit_finds_what_was_not_fed_as_planned(damaged: tuple[Place, list[str]]) -> None:
