@@ -154,32 +154,86 @@ def _step(
     rate: float,
     run: Path,
 ) -> Outcome:
-    """Forward and backward over this rank's micro-batches, then one optimizer step.
+    """Forward and backward over this rank's micro-batches, then one optimizer step."""
+    world = distributed.get_world_size()
+    held = everywhere(architecture, items, len(sources), engine.device)
+    if held.items != world * len(items) or not items:
+        raise ValueError(
+            f"position {position} gives this rank {len(items)} micro-batches and {world} ranks {held.items} together: "
+            "every rank needs equally many, at least one; pad with micro-batches without targets"
+        )
+    replaced = _tell(run, items) if held.unread else []
+    sums = learn(engine, architecture, items, held.counts)
+    norm = zero.step(engine, rate)
+    distributed.all_reduce(sums)
+    means = {
+        name: value / count if count else None
+        for (name, count), value in zip(held.counts.items(), sums.tolist(), strict=True)
+    }
+    return Outcome(
+        losses=means,
+        total=sum(architecture.weights[name] * mean for name, mean in means.items() if mean is not None),
+        counts=held.counts,
+        fed=_by_source(sources, held.fed),
+        tokens=_by_source(sources, held.tokens),
+        drawn=_by_source(sources, held.drawn),
+        replaced=replaced,
+        norm=norm,
+    )
 
-    The loss of the step is sum over modalities of weight * (sum over everything) / (count over everything), so how rows
-    are dealt to micro-batches and ranks does not show in it. DeepSpeed averages gradients over ranks: hence `world`.
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What a position holds over all ranks and micro-batches; fed, tokens, drawn: of each source, as `Micro` has them.
+
+    items: micro-batches. unread: records that could not be read. counts: targets of each modality.
     """
-    world, device, weights = distributed.get_world_size(), engine.device, architecture.weights
+
+    items: int
+    unread: int
+    counts: dict[str, int]
+    fed: list[int]
+    tokens: list[int]
+    drawn: list[int]
+
+
+def everywhere(architecture: Architecture, items: list[Micro], sources: int, device: torch.device) -> Held:
+    """What all ranks hold together, in one all-reduce. Collective; ranks may disagree in how many items they have."""
+    names = list(architecture.weights)
     counts = [architecture.counts(item.batch) for item in items]
-    learned = [sum(count[name] for count in counts) for name in weights]
-    given = [sum(item.fed[place] for item in items) for place in range(len(sources))]
-    taken = [sum(item.tokens[place] for item in items if item.tokens) for place in range(len(sources))]
-    drawn = [sum(item.drawn[place] for item in items if item.drawn) for place in range(len(sources))]
+    learned = [sum(count[name] for count in counts) for name in names]
+    given = [sum(item.fed[place] for item in items) for place in range(sources)]
+    taken = [sum(item.tokens[place] for item in items if item.tokens) for place in range(sources)]
+    drawn = [sum(item.drawn[place] for item in items if item.drawn) for place in range(sources)]
     table = torch.tensor(
         [len(items), sum(len(item.replaced) for item in items), *learned, *given, *taken, *drawn], device=device
     )
-    distributed.all_reduce(table)
-    everywhere, unread, *told = table.tolist()
-    shared, of_sources = told[: len(weights)], told[len(weights) :]
-    fed, tokens, drawn = (of_sources[first : first + len(sources)] for first in range(0, len(of_sources), len(sources)))
-    if everywhere != world * len(items) or not items:
-        raise ValueError(
-            f"position {position} gives this rank {len(items)} micro-batches and {world} ranks {everywhere} together: "
-            "every rank needs equally many, at least one; pad with micro-batches without targets"
-        )
-    replaced = _tell(run, items) if unread else []
-    factors = {name: weights[name] * world / max(count, 1) for name, count in zip(weights, shared, strict=True)}
-    sums = torch.zeros(len(weights), dtype=torch.float64, device=device)
+    pass
+    number, unread, *told = table.tolist()
+    shared, of_sources = told[: len(names)], told[len(names) :]
+    fed, tokens, answers = (of_sources[place * sources : (place + 1) * sources] for place in range(3))
+    return Held(
+        items=number,
+        unread=unread,
+        counts=dict(zip(names, shared, strict=True)),
+        fed=fed,
+        tokens=tokens,
+        drawn=answers,
+    )
+
+
+def learn(engine: zero.Engine, architecture: Architecture, items: list[Micro], counts: dict[str, int]) -> Tensor:
+    """Forward and backward over this rank's micro-batches: the gradients of a whole step. Collective.
+
+    The loss of the step is sum over modalities of weight * (sum over everything) / (count over everything), so how rows
+    are dealt to micro-batches and ranks does not show in it. DeepSpeed averages gradients over ranks: hence `world`.
+
+    Args:     counts: targets of each modality over all ranks and micro-batches of the step; 0 is safe.
+    Returns:  this rank's sum of each loss, float64[modalities] in the order of `counts`.
+    """
+    world, device, weights = distributed.get_world_size(), engine.device, architecture.weights
+    factors = {name: weights[name] * world / max(count, 1) for name, count in counts.items()}
+    sums = torch.zeros(len(counts), dtype=torch.float64, device=device)
     for index, item in enumerate(items):
         there = item.batch.to(device)
         with torch.no_grad():
@@ -188,21 +242,8 @@ def _step(
         total = sum(losses[name].float() * factor for name, factor in factors.items())
         assert isinstance(total, Tensor)
         zero.backward(engine, total, last=index == len(items) - 1)
-        sums += torch.stack([losses[name].detach().double() for name in weights])
-    norm = zero.step(engine, rate)
-    distributed.all_reduce(sums)
-    pairs = zip(weights, sums.tolist(), shared, strict=True)
-    means = {name: value / count if count else None for name, value, count in pairs}
-    return Outcome(
-        losses=means,
-        total=sum(weights[name] * mean for name, mean in means.items() if mean is not None),
-        counts=dict(zip(weights, shared, strict=True)),
-        fed=_by_source(sources, fed),
-        tokens=_by_source(sources, tokens),
-        drawn=_by_source(sources, drawn),
-        replaced=replaced,
-        norm=norm,
-    )
+        sums += torch.stack([losses[name].detach().double() for name in counts])
+    return sums
 
 
 def _tell(run: Path, items: list[Micro]) -> list[Replaced]:
