@@ -4,6 +4,7 @@
       parameters.safetensors   float32 masters of what is trained, and the module's persistent buffers
       exp_avg.safetensors      AdamW's first moments, float32
       exp_avg_sq.safetensors   AdamW's second moments, float32
+      average.safetensors      the running mean of what is trained, where the training keeps one
       state.json               written last: the caller's state, AdamW's step, sha256 and size of every file
 
 Frozen parameters are not in it: they come from where the architecture takes them, and the caller keeps their digest in
@@ -14,6 +15,7 @@ Source: DeepSpeed's own checkpoints load only where they were saved, its univers
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +24,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,8 +35,12 @@ from dataflow.build import sync, write_atomically
 from models import lora
 from pipelines.zero import Engine
 
+if TYPE_CHECKING:
+    from pipelines.average import Average
+
 FORMAT = 1
 MOMENTS = ("exp_avg", "exp_avg_sq")
+AVERAGE = "average"
 SAFETENSORS = {  # https://github.com/huggingface/safetensors#format
     torch.float32: "F32",
     torch.float64: "F64",
@@ -47,10 +53,10 @@ SAFETENSORS = {  # https://github.com/huggingface/safetensors#format
 }
 
 
-def save(folder: Path, engine: Engine, *, state: dict[str, Any]) -> None:
+def save(folder: Path, engine: Engine, *, state: dict[str, Any], average: Average | None = None) -> None:
     """Write one checkpoint, all of it or nothing. Collective: every rank calls it after the same step.
 
-    Args:  folder: checkpoints/step-000050. state: JSON values, given back by `load`.
+    Args:  folder: checkpoints/step-000050. state: JSON values, given back by `load`. average: written too.
     """
     _create_moments(engine)
     draft = folder.parent / f".saving-{folder.name}"
@@ -60,14 +66,16 @@ def save(folder: Path, engine: Engine, *, state: dict[str, Any]) -> None:
         _sweep(folder.parent)
         draft.mkdir()
     files = {}
-    for kind in ("parameters", *MOMENTS):
-        tensors = _tensors(engine, kind)
-        if first:
-            path = draft / f"{kind}.safetensors"
-            files[path.name] = {"sha256": _write(path, _layout(engine, kind), tensors), "bytes": path.stat().st_size}
-        else:
-            for _ in tensors:
-                pass
+    for kind in _kinds(average):
+        with average.swapped() if average is not None and kind == AVERAGE else contextlib.nullcontext():
+            tensors = _tensors(engine, kind)
+            if first:
+                path = draft / f"{kind}.safetensors"
+                digest = _write(path, _layout(engine, kind), tensors)
+                files[path.name] = {"sha256": digest, "bytes": path.stat().st_size}
+            else:
+                for _ in tensors:
+                    pass
     if first:
         record = {"format": FORMAT, "optimizer_step": _steps_taken(engine), "files": files, "state": state}
         write_atomically(draft / "state.json", json.dumps(record, indent=1, sort_keys=True).encode())
@@ -78,9 +86,10 @@ def save(folder: Path, engine: Engine, *, state: dict[str, Any]) -> None:
         _sweep(folder.parent)
 
 
-def load(folder: Path, engine: Engine) -> dict[str, Any]:
+def load(folder: Path, engine: Engine, *, average: Average | None = None) -> dict[str, Any]:
     """Put a checkpoint into an engine of any stage and world size. Collective; only rank 0 reads the folder.
 
+    Args:     average: of this engine; it takes the checkpoint's.
     Returns:  the state that `save` was given.
     Raises:   ValueError, on every rank and before anything is taken, when a file is not what was written, or a
               parameter is missing, unexpected or of another shape.
@@ -88,7 +97,7 @@ def load(folder: Path, engine: Engine) -> dict[str, Any]:
     answer: list[Any] = [None, None]
     if torch.distributed.get_rank() == 0:
         try:
-            answer[0] = _check(folder, engine)
+            answer[0] = _check(folder, engine, _kinds(average))
         except ValueError as error:
             answer[1] = str(error)
     torch.distributed.broadcast_object_list(answer, src=0, device=engine.device)
@@ -96,7 +105,10 @@ def load(folder: Path, engine: Engine) -> dict[str, Any]:
     if refusal is not None:
         raise ValueError(refusal)
     _create_moments(engine)
-    for kind in ("parameters", *MOMENTS):
+    if average is not None:  # through the masters, which are set for good afterwards
+        _take(engine, AVERAGE, _read(folder, engine, AVERAGE))
+        average.begin()
+    for kind in _kinds(None):
         _take(engine, kind, _read(folder, engine, kind))
     for moments in _moments(engine):
         moments["step"].fill_(record["optimizer_step"])
@@ -104,17 +116,21 @@ def load(folder: Path, engine: Engine) -> dict[str, Any]:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """What is trained, whole and float32, and the persistent buffers: for use without an engine.
+    """What is trained, whole and float32, its running mean where there is one, and the persistent buffers: for use.
 
     Raises:  ValueError when the folder is no checkpoint of this format or the file is not what was written.
     """
-    _sound_record(folder, "parameters.safetensors")
-    try:
-        return load_file(folder / "parameters.safetensors")
-    except SafetensorError as error:
-        raise ValueError(
-            f"{folder / 'parameters.safetensors'} does not read ({error}): take another step's folder"
-        ) from None
+    names = ["parameters.safetensors"]
+    if f"{AVERAGE}.safetensors" in _sound_record(folder, *names)["files"]:
+        names.append(f"{AVERAGE}.safetensors")
+        _sound_record(folder, names[-1])
+    taken: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            taken |= load_file(folder / name)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / name} does not read ({error}): take another step's folder") from None
+    return taken
 
 
 def write(folder: Path, tensors: Mapping[str, tuple[int, ...]], values: Iterable[Tensor]) -> str:
@@ -138,7 +154,8 @@ def digest(run: Path) -> str:
     """
     record = _record(_newest(run))
     assert record is not None
-    return record["files"]["parameters.safetensors"]["sha256"]
+    files = record["files"]
+    return files.get(f"{AVERAGE}.safetensors", files["parameters.safetensors"])["sha256"]
 
 
 def names(run: Path) -> tuple[str, ...]:
@@ -234,6 +251,11 @@ def prune(checkpoints: Path, keep: int) -> None:
 # ---- what an engine holds: names are the module's own, values whole and float32
 
 
+def _kinds(average: Average | None) -> tuple[str, ...]:
+    """The files of a checkpoint."""
+    return ("parameters", *MOMENTS, *(() if average is None else (AVERAGE,)))
+
+
 def _trained(engine: Engine) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in engine.module.named_parameters() if parameter.requires_grad}
 
@@ -267,8 +289,8 @@ def _tensors(engine: Engine, kind: str) -> Iterator[Tensor]:
     for name, parameter in _trained(engine).items():
         if masters is not None:
             own = masters[name]
-            whole = own.detach() if kind == "parameters" else _inner(engine).state[own][kind]
-        elif kind == "parameters":
+            whole = _inner(engine).state[own][kind] if kind in MOMENTS else own.detach()
+        elif kind not in MOMENTS:
             whole = safe_get_full_fp32_param(parameter)
         else:
             whole = safe_get_full_optimizer_state(parameter, kind)
@@ -288,7 +310,7 @@ def _take(engine: Engine, kind: str, values: Iterable[tuple[str, Tensor]]) -> No
     for name, value in values:
         if name in buffers:
             buffers[name].copy_(value)
-        elif kind == "parameters":
+        elif kind not in MOMENTS:
             parameter = trained[name]
             if masters is not None:
                 masters[name].detach().copy_(value)
@@ -332,7 +354,7 @@ def _inner(engine: Engine) -> torch.optim.Optimizer:
     return wrapper if isinstance(wrapper, torch.optim.Optimizer) else wrapper.optimizer
 
 
-def _stepped(engine: Engine) -> list[Tensor]:
+def stepped(engine: Engine) -> list[Tensor]:
     """The tensors AdamW keeps a state for on this rank: whole masters at stage 0, flat partitions above."""
     masters = _masters(engine)
     if masters is not None:
@@ -350,12 +372,12 @@ def _stepped(engine: Engine) -> list[Tensor]:
 
 
 def _moments(engine: Engine) -> list[dict[str, Tensor]]:
-    return [_inner(engine).state[tensor] for tensor in _stepped(engine)]
+    return [_inner(engine).state[tensor] for tensor in stepped(engine)]
 
 
 def _create_moments(engine: Engine) -> None:
     """What AdamW creates at its first step, so that there is something to read, or to write into, before it."""
-    for tensor in _stepped(engine):
+    for tensor in stepped(engine):
         moments = _inner(engine).state[tensor]
         if not moments:
             moments["step"] = torch.tensor(0.0)
@@ -411,10 +433,10 @@ def _read(folder: Path, engine: Engine, kind: str) -> Iterator[tuple[str, Tensor
         yield name, value
 
 
-def _check(folder: Path, engine: Engine) -> dict[str, Any]:
+def _check(folder: Path, engine: Engine, kinds: Iterable[str]) -> dict[str, Any]:
     """The whole state.json, after every file proved to be what was written and what this model needs."""
     record = _sound_record(folder)
-    for kind in ("parameters", *MOMENTS):
+    for kind in kinds:
         with safe_open(folder / f"{kind}.safetensors", framework="pt") as file:
             held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         _compare(folder / f"{kind}.safetensors", held, _layout(engine, kind))

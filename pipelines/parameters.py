@@ -4,7 +4,8 @@ Bytes of one rank, by ZeRO stage: parameters alone, no activations, no buffers o
 
     weights     4 of each in float32, 2 in bfloat16; frozen ones, too
     gradients   4 of each trained one: DeepSpeed sums them up in float32 in both types (2 at stage 0 in bfloat16)
-    optimizer   8 of each trained one, AdamW's two moments in float32, and in bfloat16 4 more, the weights in float32
+    optimizer   8 of each trained one, AdamW's two moments in float32, in bfloat16 4 more, the weights in float32, and
+                4 more where a running mean is kept
     encoders    4 of each: leaf encoders stand outside the engine, whole on every rank, in float32
 
 Of R ranks, each keeps an R-th of the optimizer from stage 1, of the gradients from stage 2, of the weights at stage 3.
@@ -82,7 +83,9 @@ def parts(module: nn.Module, care: Callable[[str], Care], name: str) -> list[Par
     ]
 
 
-def bytes_of_a_rank(module: Part, encoder: Part, *, ranks: int, stage: int, dtype: Dtype) -> Bytes:
+def bytes_of_a_rank(
+    module: Part, encoder: Part, *, ranks: int, stage: int, dtype: Dtype, averaged: bool = False
+) -> Bytes:
     """What one of `ranks` ranks keeps under a ZeRO stage."""
 
     def share(count: int, from_stage: int) -> int:
@@ -92,7 +95,7 @@ def bytes_of_a_rank(module: Part, encoder: Part, *, ranks: int, stage: int, dtyp
     return Bytes(
         weights=share(module.total, 3) * (2 if half else 4),
         gradients=share(module.trained, 2) * (2 if half and stage == 0 else 4),
-        optimizer=share(module.trained, 1) * (12 if half else 8),
+        optimizer=share(module.trained, 1) * (8 + 4 * half + 4 * averaged),
         encoders=encoder.total * 4,
     )
 
@@ -113,15 +116,17 @@ def page(training: Training, *, nodes: int, gpus: int) -> Iterator[str]:
         numbers = (part.total, part.trained, part.total - part.trained, part.decayed)
         columns = "".join(f"{number:>16,}" for number in numbers)
         yield f"{part.name:{width}}{columns}  {' '.join(f'{rate:g}' for rate in part.rates) or '-'}"
+    mean = "" if optimizer.average is None else " and the running mean"
     yield (
-        f"GB of one of {nodes} x {gpus} ranks. gradients: a number for each trained parameter; optimizer: AdamW's two; "
-        "encoders: frozen ones; parameters only, activations and buffers of communication come on top"
+        f"GB of one of {nodes} x {gpus} ranks. gradients: a number for each trained parameter; optimizer: AdamW's two"
+        f"{mean}; encoders: frozen ones; parameters only, activations and buffers of communication come on top"
     )
     yield f"{'':{width}}{'weights':>16}{'gradients':>16}{'optimizer':>16}{'encoders':>16}{'all':>10}"
     chosen = training.execution
     for dtype in ("float32", "bfloat16"):
         for stage in range(4):
-            kept = bytes_of_a_rank(learning[0], leaf[0], ranks=nodes * gpus, stage=stage, dtype=dtype)
+            averaged, ranks = optimizer.average is not None, nodes * gpus
+            kept = bytes_of_a_rank(learning[0], leaf[0], ranks=ranks, stage=stage, dtype=dtype, averaged=averaged)
             sizes = (kept.weights, kept.gradients, kept.optimizer, kept.encoders)
             columns = "".join(f"{size / 1e9:>16.3f}" for size in sizes)
             mark = "  <- the recipe's" if (chosen.zero_stage, chosen.dtype) == (stage, dtype) else ""

@@ -19,7 +19,11 @@ STEPS = 1_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """torch's AdamW with linear warm-up and a cosine down to `minimum_rate`; `clip` bounds the global gradient norm."""
+    """torch's AdamW with linear warm-up and a cosine down to `minimum_rate`; `clip` bounds the global gradient norm.
+
+    average: decay of a running mean of what is trained (EMA), which is then what samples, evaluations, exports and
+    later trainings take; None: what the last step left.
+    """
 
     learning_rate: float
     betas: tuple[float, float] = (0.9, 0.999)
@@ -28,6 +32,7 @@ class AdamW:
     warmup_steps: int = 0
     minimum_rate: float = 0.0
     clip: float = 1.0  # DeepSpeed 0.19 clips at 1.0 when nothing is said; 0 switches it off
+    average: float | None = None
 
     def __post_init__(self) -> None:
         over_zero(self, "learning_rate", "eps")
@@ -37,6 +42,8 @@ class AdamW:
         if 1 in self.betas:
             raise refused(self, "betas", "must be under 1")
         whole(self, "warmup_steps", least=0, most=STEPS)
+        if self.average is not None and not 0 < self.average < 1:
+            raise refused(self, "average", "must be over 0 and under 1, as 0.9999, or nothing")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from dataflow.build import write_atomically
 from dataflow.reader import Replaced, event_line, events_digest, made_ahead, read_events
 from models.interface import Architecture
 from pipelines import checkpoint, features, zero
+from pipelines.average import Average
 from pipelines.batching import Micro, RecordBatches
 from pipelines.step import alone
 from pipelines.train import Batches
@@ -100,7 +101,9 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
             accumulation=max(1, math.ceil(training.batch / (world * execution.micro_batch))),
         )
         architecture.encoder.to(engine.device).eval().requires_grad_(False)
-        start, losses = _resume(run, engine, digests, known)
+        decay = training.optimizer.average
+        average = None if decay is None else Average(engine, decay)
+        start, losses = _resume(run, engine, average, digests, known)
 
         journal = stack.enter_context(_journal(run, start)) if rank == 0 else None
 
@@ -116,6 +119,8 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
             _seed(training.seed, position, rank)
             rate = zero.rate(training.optimizer, position, steps)
             outcome = _step(engine, architecture, items, batches.sources, position, rate, run)
+            if average is not None:
+                average.update(position + 1)
             events += outcome.replaced
             _within_budget(events, execution.max_replaced)
             losses = outcome.losses
@@ -136,7 +141,8 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
                     "events": events_digest(events, position + 1),
                     "losses": losses,
                 }
-                checkpoint.save(run / "checkpoints" / f"step-{position + 1:06d}", engine, state=state)
+                folder = run / "checkpoints" / f"step-{position + 1:06d}"
+                checkpoint.save(folder, engine, state=state, average=average)
                 if rank == 0:
                     checkpoint.prune(run / "checkpoints", execution.keep)
         if rank == 0:
@@ -208,7 +214,7 @@ def everywhere(architecture: Architecture, items: list[Micro], sources: int, dev
     table = torch.tensor(
         [len(items), sum(len(item.replaced) for item in items), *learned, *given, *taken, *drawn], device=device
     )
-    pass
+    distributed.all_reduce(table)
     number, unread, *told = table.tolist()
     shared, of_sources = told[: len(names)], told[len(names) :]
     fed, tokens, answers = (of_sources[place * sources : (place + 1) * sources] for place in range(3))
@@ -281,7 +287,7 @@ def _by_source(sources: tuple[str, ...], fed: list[int]) -> dict[str, int]:
 
 
 def _resume(
-    run: Path, engine: zero.Engine, digests: dict[str, str], known: list[Replaced]
+    run: Path, engine: zero.Engine, average: Average | None, digests: dict[str, str], known: list[Replaced]
 ) -> tuple[int, dict[str, float | None]]:
     """Load the newest checkpoint. Returns the position to go on from and the losses at it; 0 and none at a beginning.
 
@@ -291,7 +297,7 @@ def _resume(
     distributed.broadcast_object_list(newest, src=0, device=engine.device)
     if not newest[0]:
         return 0, {}
-    state = checkpoint.load(Path(newest[0]), engine)
+    state = checkpoint.load(Path(newest[0]), engine, average=average)
     for name, digest in digests.items():
         if state["digests"][name] != digest:
             raise ValueError(

@@ -20,6 +20,7 @@ from pipelines import checkpoint
 
 SAVED, STEPS = 3, 5  # steps before the save, steps in all
 SAME = [(stage, dtype) for stage in range(4) for dtype in ("float32", "bfloat16")]
+MEANS = [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")]
 MOVES = [(2, 3), (2, 0), (3, 1), (0, 2)]  # stage saved under by two ranks, stage loaded under
 
 
@@ -64,6 +65,25 @@ def test_the_same_stage_goes_on_to_the_last_bit(pair: dict, stage: int, dtype: s
 @pytest.mark.parametrize(("saved", "loaded"), MOVES)
 def test_two_ranks_go_on_under_another_stage(pair: dict, saved: int, loaded: int) -> None:
     assert_equal_losses(pair[f"move {saved} {loaded}"], pair["same 2 float32"]["unbroken"])
+
+
+@pytest.mark.parametrize(("stage", "dtype"), MEANS)
+def test_the_running_mean_is_that_of_all_steps_and_goes_on_under_another_stage(
+    folder: Path, pair: dict, stage: int, dtype: str
+) -> None:
+    from safetensors.numpy import load_file
+
+    found = pair[f"mean {stage} {dtype}"]
+    place = folder / f"mean-{stage}-{dtype}" / f"step-{STEPS:06d}"
+    saved, taken = load_file(place / "average.safetensors"), checkpoint.weights(place)
+    for name, mean in found["by hand"].items():
+        assert saved[name].flatten() == pytest.approx(mean, rel=1e-5, abs=1e-7)
+        assert taken[name].flatten().tolist() == saved[name].flatten().tolist()
+    assert found["masters"] == found["untouched"]  # a save with a mean leaves the masters as they were
+    elsewhere = load_file(folder / f"mean-{stage}-{dtype}" / "elsewhere" / "average.safetensors")
+    close = 1e-6 if dtype == "float32" else 1e-2  # sums of another order
+    assert max(float(abs(elsewhere[name] - saved[name]).max()) for name in saved) < close
+    assert found["far"] > 1e-3  # it is not what the last step left
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
@@ -216,6 +236,9 @@ def pair_of_ranks(folder: Path) -> None:
         checkpoint.load(folder / f"{saved}-float32" / f"step-{SAVED:06d}", engine)
         results[f"move {saved} {loaded}"] = go_on(training, built, engine)
 
+    for stage, dtype in MEANS:
+        results[f"mean {stage} {dtype}"] = means(folder / f"mean-{stage}-{dtype}", folder, stage, dtype)
+
     training, built, engine, _ = prepared(folder, 2, lora=True)
     beside = built.module.get_parameter("picture.0.base_layer.weight")
     before = beside.flatten().tolist()
@@ -241,6 +264,56 @@ def pair_of_ranks(folder: Path) -> None:
     if rank == 0:
         (folder / "pair.json").write_text(json.dumps(results))
     distributed.barrier()
+
+
+def masters(engine) -> dict:
+    """What is trained, whole and float32, by name."""
+    names = checkpoint._layout(engine, checkpoint.AVERAGE)
+    return {
+        name: held.clone() for name, held in zip(names, checkpoint._tensors(engine, checkpoint.AVERAGE), strict=True)
+    }
+
+
+def means(place: Path, folder: Path, stage: int, dtype: str) -> dict:
+    """A running mean beside one by hand, saved in the middle and at the end; from the middle on at another stage."""
+    import toys
+    from torch import distributed
+
+    from pipelines.average import Average
+
+    training, built, engine, _ = prepared(folder, stage, dtype)
+    average = Average(engine, 0.8)
+    by_hand = {name: value.clone() for name, value in masters(engine).items()}
+    for step in range(1, STEPS + 1):
+        toys.advance(engine, built, training, range(step - 1, step))
+        average.update(step)
+        decay = min(0.8, (1 + step) / (10 + step))
+        for name, value in masters(engine).items():
+            by_hand[name] = decay * by_hand[name] + (1 - decay) * value
+        if step == SAVED:
+            checkpoint.save(place / f"step-{SAVED:06d}", engine, state={}, average=average)
+    before = {name: value.flatten().tolist() for name, value in masters(engine).items()}
+    checkpoint.save(place / f"step-{STEPS:06d}", engine, state={}, average=average)
+    after = masters(engine)
+    far = max(float((after[name] - by_hand[name]).abs().max()) for name in by_hand)
+    engine.destroy()
+    distributed.barrier()
+
+    training, built, engine, _ = prepared(folder, (stage + 2) % 4, dtype)
+    average = Average(engine, 0.8)
+    checkpoint.load(place / f"step-{SAVED:06d}", engine, average=average)
+    for step in range(SAVED + 1, STEPS + 1):
+        toys.advance(engine, built, training, range(step - 1, step))
+        average.update(step)
+    checkpoint.save(place / "elsewhere", engine, state={}, average=average)
+    engine.destroy()
+    distributed.barrier()
+    return {
+        "by hand": {name: value.flatten().tolist() for name, value in by_hand.items()},
+        "masters": before,
+        "untouched": {name: value.flatten().tolist() for name, value in after.items()},
+        "far": far,
+    }
 
 
 def refusals(folder: Path, results: dict) -> None:

@@ -105,6 +105,8 @@ def test_a_rank_keeps_its_share_of_what_the_stage_splits(dtype: Any, stage: int,
     encoder = Part(name="encoders", total=50, trained=0, decayed=0, rates=())
     assert bytes_of_a_rank(module, encoder, ranks=4, stage=stage, dtype=dtype) == expected
     assert expected.total == expected.weights + expected.gradients + expected.optimizer + expected.encoders
+    mean = bytes_of_a_rank(module, encoder, ranks=4, stage=stage, dtype=dtype, averaged=True).optimizer
+    assert mean - expected.optimizer == (2400 if stage == 0 else 600)
 
 
 def test_the_command_prints_the_table_and_says_what_it_leaves_out(interlace: Interlace) -> None:

@@ -122,6 +122,19 @@ def test_a_run_folder_holds_what_it_should(interrupted: tuple) -> None:
     assert (run / "code.txt").read_text()
 
 
+def test_every_step_is_in_the_running_mean(interrupted: tuple) -> None:
+    from safetensors.numpy import load_file
+
+    run, _ = interrupted
+    before, after = (run / "checkpoints" / name for name in ("step-000008", "step-000009"))
+    held, mean = load_file(before / "average.safetensors"), load_file(after / "average.safetensors")
+    decay = min(0.9, (1 + 9) / (10 + 9))
+    for name, weights in load_file(after / "parameters.safetensors").items():
+        if name in mean:
+            assert mean[name] == pytest.approx(decay * held[name] + (1 - decay) * weights, rel=1e-5, abs=1e-7)
+    assert mean.keys() == held.keys() != set()
+
+
 def test_the_driver_tells_its_steps_readably(interrupted: tuple) -> None:
     run, calls = interrupted
     lines = calls[2].stdout.splitlines()

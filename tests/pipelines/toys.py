@@ -160,7 +160,7 @@ def training(*, steps: int, batch: int = 8, clip: float = 1.0, toy: Toy | None =
         name="toy",
         architecture=toy or Toy(),
         mixture=Mixture(groups=()),
-        optimizer=AdamW(learning_rate=0.02, eps=1e-4, weight_decay=0.01, warmup_steps=2, clip=clip),
+        optimizer=AdamW(learning_rate=0.02, eps=1e-4, weight_decay=0.01, warmup_steps=2, clip=clip, average=0.9),
         batch=batch,
         steps=steps,
         sequence_length=LENGTH,
