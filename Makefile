@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.interlace-ready
 PEERS ?= .venv-peers
 
-.PHONY: mini test check format world kill-test bench-sources bench-lmfusion bench-curation bench-schedule bench-write \
-	bench-read interop peers smollm2 install clean
+.PHONY: mini test check format world kill-test oracle bench-sources bench-lmfusion bench-curation bench-schedule \
+	bench-write bench-read interop peers smollm2 install clean
 
 mini: $(READY)  ## the whole line in miniature: corpora, training, pictures, report
 	$(BIN)/interlace mini
@@ -21,6 +21,9 @@ check: $(READY)  ## lint, format, types
 
 kill-test: $(READY)  ## builds killed at twenty exact points, and disks that fail: the next build leaves the same bytes
 	$(BIN)/python tests/kill.py
+
+oracle: $(READY)  ## gradients of every architecture at every ZeRO stage, whatever each rank has; other remedies beside ours
+	PYTHONPATH=tests/models $(BIN)/python tests/oracle.py
 
 world: $(READY)  ## models that learn a small world whole, judged by a classifier: half an hour
 	$(BIN)/python benchmarks/world.py

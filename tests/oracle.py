@@ -2,11 +2,12 @@
 
 Each architecture, tiny, at each stage, goes through every pattern of which rank has which kind of record, with one and
 with two micro-batches. Batches, counts, forward, backward and step are the training loop's own; the reference is the
-same module in one process, without DeepSpeed. A pair of processes lives through all of it (`ranks.py`).
+same module in one process, without DeepSpeed, and phantoms have no part in it. A pair of processes lives through all
+(`ranks.py`).
 
     error   the largest difference of a gradient, of a weight after the step, of the loss or of the gradient's norm,
-            each relative: gradients to the largest of their tensor, or a hundredth of the largest of all (what a norm makes
-            zero is rounding), weights to the learning rate, which is how far AdamW's first step goes
+            each relative: gradients to the largest of their tensor, or to a hundredth of the largest of all (those that
+            a norm makes zero are rounding), weights to the learning rate, which is how far AdamW's first step goes
 """
 
 from __future__ import annotations
@@ -21,18 +22,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
-HOUSE = Path(__file__).resolve().parent.parent
-if __name__ in ("__main__", "__mp_main__"):  # not of pytest, which knows the folders
-    sys.path[:0] = [str(HOUSE), str(HOUSE / "tests" / "models")]
-
 import numpy as np
+import remedies
 import tiny_parts as parts
 import torch
 from PIL import Image as Picture
-from ranks import Pair
+from ranks import Failed, Hung, Ranks
+from remedies import STAGES, Stage
 from torch import Tensor, distributed, nn
 
 from dataflow.record import Image, Lineage, Media, Message, Record, Text
@@ -43,17 +41,15 @@ from pipelines.batching import Micro, collate, prepared
 from pipelines.training import AdamW, Execution
 
 TOLERANCE = 5e-5  # float32 sums in another order are under 1e-5, what is wrong is over 1e-3
-STAGES = (0, 1, 2, 3)
 RATE = 0.1
 OPTIMIZER = AdamW(learning_rate=RATE, eps=1e-2, weight_decay=0.1, clip=0.5)  # eps: a step is smooth where gradients are
+LIMIT = 600.0  # seconds of an architecture at a stage; it takes 40 beside other work
 ROWS, LENGTH = 2, 256  # of a micro-batch
 
 ARCHITECTURES: dict[str, Any] = {
     "transfusion": Transfusion(backbone=parts.LLAMA, canvas=parts.PIXELS, coder=parts.UNET_CODER),
     "lmfusion": LMFusion(backbone=parts.LLAMA, canvas=parts.PIXELS, coder=parts.UNET_CODER, text_rate=0.1),
-    "llavafusion": LLaVAFusion(
-        backbone=parts.LLAVA_NEXT, canvas=parts.PIXELS, coder=parts.UNET_CODER, system=""
-    ),
+    "llavafusion": LLaVAFusion(backbone=parts.LLAVA_NEXT, canvas=parts.PIXELS, coder=parts.UNET_CODER, system=""),
     "metamorph": MetaMorph(backbone=parts.LLAMA, vision=parts.SIGLIP, grid=2),
     "metaquery": MetaQuery(
         backbone=parts.QWEN,
@@ -134,12 +130,12 @@ class Error(NamedTuple):
 # ---- what the ranks do
 
 
-def checked(name: str, stage: int, chosen: Sequence[Case]) -> list[Error]:
+def checked(name: str, stage: Stage, chosen: Sequence[Case]) -> list[Error]:
     """The error of each case of an architecture at a stage, as this rank sees it. Collective."""
     config = ARCHITECTURES[name]
     wanted = references(name, tuple(chosen))
     zero.PERSISTENT = 0  # so that stage 3 parts even tiny parameters
-    architecture = config.build()
+    architecture: Architecture = config.build()
     engine = zero.engine(
         architecture.module,
         OPTIMIZER,
@@ -156,6 +152,7 @@ def checked(name: str, stage: int, chosen: Sequence[Case]) -> list[Error]:
         for moments in checkpoint._inner(engine).state.values():
             for moment in moments.values():
                 moment.zero_()
+        print(f"{name}, ZeRO {stage}: {case}", flush=True)  # to be found where a rank dies or hangs
         errors.append(together(engine, architecture, config, case).error(expected))
     engine.destroy()
     return errors
@@ -163,9 +160,10 @@ def checked(name: str, stage: int, chosen: Sequence[Case]) -> list[Error]:
 
 def held(engine: zero.Engine) -> list[Tensor]:
     """What a step changes on this rank, but for AdamW's moments."""
-    split = engine.zero_optimization_stage() == 3
-    own = [getattr(parameter, "ds_tensor") if split else parameter.data for parameter in engine.module.parameters()]
-    return [*(tensor.data for tensor in (*own, *checkpoint._stepped(engine))), *engine.module.buffers()]
+    parameters: list[Any] = list(engine.module.parameters())
+    parted = engine.zero_optimization_stage() == 3
+    own = [parameter.ds_tensor if parted else parameter for parameter in parameters]
+    return [tensor.data for tensor in (*own, *checkpoint.stepped(engine), *engine.module.buffers())]
 
 
 def together(engine: zero.Engine, architecture: Architecture, config: Any, case: Case) -> Learned:
@@ -205,12 +203,14 @@ def references(name: str, chosen: tuple[Case, ...]) -> list[Learned]:
 
 
 def alone(architecture: Architecture, config: Any, case: Case) -> Learned:
-    """The step in one process: all micro-batches of both ranks, sums over global counts, torch's AdamW."""
-    items = [
-        micro(config, kind, rank, place) for rank, of_rank in enumerate(case.kinds) for place, kind in enumerate(of_rank)
-    ]
+    """The step in one process: all micro-batches of both ranks, sums over global counts, torch's AdamW.
+
+    What has no targets is left out, so that no phantom has a part in it.
+    """
+    given = [(rank, place, kind) for rank in (0, 1) for place, kind in enumerate(case.kinds[rank])]
+    items = [micro(config, kind, rank, place) for rank, place, kind in given]
     counted = [architecture.counts(item.batch) for item in items]
-    counts = {name: max(1, sum(count[name] for count in counted)) for name in architecture.weights}
+    counts = {name: sum(count[name] for count in counted) for name in architecture.weights}
     trained = {name: p for name, p in architecture.module.named_parameters() if p.requires_grad}
     groups = [
         {"params": [p], "lr": RATE * care.rate, "weight_decay": OPTIMIZER.weight_decay if care.decay else 0.0}
@@ -219,27 +219,25 @@ def alone(architecture: Architecture, config: Any, case: Case) -> Learned:
     adamw = torch.optim.AdamW(groups, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps)
     adamw.zero_grad()
     losses = dict.fromkeys(counts, 0.0)
-    for item in items:
+    for item, count in zip(items, counted, strict=True):
+        learned = [name for name in count if count[name]]
+        if not learned:
+            continue
         with torch.no_grad():
             features = architecture.encode(item.batch)
         sums = architecture.module(item.batch, features, item.draw).sums
-        torch.stack([architecture.weights[name] * sums[name] / count for name, count in counts.items()]).sum().backward()
-        losses = {name: loss + float(sums[name].detach()) / counts[name] for name, loss in losses.items()}
+        means = {name: sums[name] / counts[name] for name in learned}
+        torch.stack([architecture.weights[name] * mean for name, mean in means.items()]).sum().backward()
+        losses |= {name: losses[name] + float(mean.detach()) for name, mean in means.items()}
     for parameter in trained.values():
         if parameter.grad is None:  # a branch that nothing ran through has the gradient zero, and is stepped
             parameter.grad = torch.zeros_like(parameter)
-    gradients = {name: gradient(parameter).clone() for name, parameter in trained.items()}
+    gradients = {name: torch.clone(parameter.grad) for name, parameter in trained.items() if parameter.grad is not None}
     norm = float(nn.utils.clip_grad_norm_(trained.values(), OPTIMIZER.clip))
     adamw.step()
     adamw.zero_grad()
     weights = {name: parameter.detach().clone() for name, parameter in trained.items()}
     return Learned(gradients=gradients, weights=weights, losses=list(losses.values()), norm=norm)
-
-
-def gradient(parameter: nn.Parameter) -> Tensor:
-    """It has one."""
-    assert parameter.grad is not None
-    return parameter.grad
 
 
 def told(architecture: Architecture, learned: Learned | None, rank: int) -> Learned:
@@ -266,7 +264,8 @@ def micro(config: Any, kind: str, rank: int, place: int) -> Micro:
     """A micro-batch of one kind. Ranks have unequally much of it, so that no mean over a rank is one over all."""
     task, asked, answered = KINDS[kind]
     count = (rank + 1) * bool(task)
-    rows = [[prepared(record(task, asked, answered, rank, place, row), config, config.layout())] for row in range(count)]
+    records = [record(task, asked, answered, rank, place, row) for row in range(count)]
+    rows = [[prepared(each, config, config.layout())] for each in records]
     batch, owners = collate(rows, config, rows=ROWS, length=LENGTH)
 
     def draw(purpose: str, index: int) -> torch.Generator:
@@ -311,25 +310,33 @@ def main() -> None:
     words = argparse.ArgumentParser(description="Compare what two ranks learn under ZeRO with what one process learns.")
     words.add_argument("--only", choices=ARCHITECTURES, help="one architecture, without the comparison of remedies")
     options = words.parse_args()
-    names, wrong = [options.only] if options.only else list(ARCHITECTURES), 0
-    rows = []
-    with Pair() as pair:
-        for name in names:
-            chosen = cases(ARCHITECTURES[name])
-            cells = []
-            for stage in STAGES:
-                began = time.monotonic()
-                errors = [max(pair) for pair in zip(*pair.ask(checked, name, stage, chosen, seconds=1800), strict=True)]
-                beyond = [(case, error) for case, error in zip(chosen, errors, strict=True) if error.size >= TOLERANCE]
-                size, what = max(errors)
-                told = f"{len(chosen)} cases, largest error {size:.1e} ({what}), {len(beyond)} beyond {TOLERANCE:.0e}"
-                print(f"{name}, ZeRO {stage}: {told}; {time.monotonic() - began:.0f} s", flush=True)
-                for case, (size, what) in beyond:
-                    print(f"    {case}: {size:.1e}, {what}", flush=True)
-                cells.append(f"{len(chosen)}, {max(errors).size:.1e}")
-                wrong += len(beyond)
-            rows.append((name, *cells))
+    names = [options.only] if options.only else list(ARCHITECTURES)
+    ranks, wrong, rows = Ranks(), 0, []
+    for name in names:
+        chosen, cells = cases(ARCHITECTURES[name]), []
+        for stage in STAGES:
+            began = time.monotonic()
+            try:
+                both = ranks.ask(checked, name, stage, chosen, seconds=LIMIT)
+            except (Failed, Hung) as error:
+                print(f"{name}, ZeRO {stage}: {error}", flush=True)
+                cells.append(type(error).__name__.lower())
+                wrong += 1
+                continue
+            errors = [max(pair) for pair in zip(*both, strict=True)]
+            beyond = [(case, error) for case, error in zip(chosen, errors, strict=True) if error.size >= TOLERANCE]
+            size, what = max(errors)
+            told = f"{len(chosen)} cases, largest error {size:.1e} ({what}), {len(beyond)} beyond {TOLERANCE:.0e}"
+            print(f"{name}, ZeRO {stage}: {told}; {time.monotonic() - began:.0f} s", flush=True)
+            for case, error in beyond:
+                print(f"    {case}: {error.size:.1e}, {error.what}", flush=True)
+            cells.append(f"{len(chosen)}, {size:.1e}")
+            wrong += len(beyond)
+        rows.append((name, *cells))
     print("\n".join(table(("cases, largest error", *(f"ZeRO {stage}" for stage in STAGES)), rows)), flush=True)
+    if not options.only:
+        remedies.show(ranks)
+    ranks.end()
     sys.exit(1 if wrong else 0)
 
 

@@ -1,22 +1,21 @@
 """Two processes that are the ranks of one gloo group, without Ray: told what to do, timed, and ended by their ids.
 
-They live on from one piece of work to the next, since starting costs seconds; a pair that failed is done for.
+They live on from one piece of work to the next, since starting costs seconds; after a failure there are two new ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-START = 120.0  # seconds that two interpreters may take to import torch and meet
+START = 120.0  # seconds that two processes may take to import all there is and meet
 
 
 class Failed(Exception):
@@ -27,67 +26,96 @@ class Hung(Exception):
     """A rank did not answer in time."""
 
 
-class Pair:
-    """Ranks 0 and 1, on the CPU, one thread each; a context that ends them."""
+class Ranks:
+    """Ranks 0 and 1, on the CPU, one thread each. They start when they are first asked."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
-        self._lines: list[Connection] = []
-        self._ranks = []
-        for rank in range(2):
-            here, there = context.Pipe()
-            process = context.Process(target=_live, args=(rank, Path(self._folder.name), there), daemon=True)
-            process.start()
-            there.close()  # so that its end is heard
-            self._lines.append(here)
-            self._ranks.append(process)
-        self.ask(os.getpid, seconds=START)
+        self._pair: _Pair | None = None
 
     def ask(self, work: Callable[..., Any], *arguments: Any, seconds: float) -> list[Any]:
-        """What `work(*arguments)` returns on each rank. Both are ended when one fails.
+        """What `work(*arguments)` returns on each rank.
 
         Args:   work: of a module that the ranks can import; it runs on both at once.
-        Raises: Failed when a rank raises or dies, Hung when nothing of that kind is heard for so many seconds.
+        Raises: Failed when a rank raises or dies, Hung when one does not answer for so many seconds.
         """
-        for line in self._lines:
-            line.send((work, arguments))
-        answers, until = dict[int, Any](), time.monotonic() + seconds
-        while len(answers) < len(self._lines):
-            open_ = [line for rank, line in enumerate(self._lines) if rank not in answers]
-            heard = wait(open_, timeout=max(0.0, until - time.monotonic()))
-            if not heard:
-                self.end()
-                raise Hung(f"no answer of ranks {sorted({0, 1} - answers.keys())} in {seconds:.0f} s")
-            for line in heard:
-                assert isinstance(line, Connection)
-                rank = self._lines.index(line)
-                try:
-                    answers[rank] = line.recv()
-                except (EOFError, ConnectionResetError):
-                    said = self._said(rank)
-                    self.end()
-                    raise Failed(f"rank {rank} ended: {said}") from None
-        return [answers[rank] for rank in sorted(answers)]
-
-    def _said(self, rank: int) -> str:
-        """The end of what a rank wrote."""
-        return (Path(self._folder.name) / f"{rank}.txt").read_text()[-2000:].strip()
+        if self._pair is None:
+            self._pair = _Pair()
+            self._pair.ask(os.getpid, seconds=START)
+        try:
+            return self._pair.ask(work, *arguments, seconds=seconds)
+        except (Failed, Hung):
+            self.end()
+            raise
 
     def end(self) -> None:
-        """End both. Twice is once."""
-        for rank in self._ranks:
-            rank.kill()
-            rank.join()
-        for line in self._lines:
+        """End both; twice is once."""
+        if self._pair is not None:
+            self._pair.end()
+            self._pair = None
+
+
+class _Pair:
+    """Two processes, and a line to each."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["deepspeed", "diffusers", "transformers"])  # once, not for every pair
+        self.folder = tempfile.TemporaryDirectory(prefix="ranks-")
+        self.lines: list[Any] = []  # of Connections
+        self.processes = []
+        for rank in range(2):
+            here, there = context.Pipe()
+            process = context.Process(target=_live, args=(rank, Path(self.folder.name), there), daemon=True)
+            with _on_the_cpu():
+                process.start()
+            there.close()  # so that its end is heard
+            self.lines.append(here)
+            self.processes.append(process)
+
+    def ask(self, work: Callable[..., Any], *arguments: Any, seconds: float) -> list[Any]:
+        """See `Ranks.ask`."""
+        for line in self.lines:
+            line.send((work, arguments))
+        answers, until = dict[int, Any](), time.monotonic() + seconds
+        while len(answers) < len(self.lines):
+            asked = [line for rank, line in enumerate(self.lines) if rank not in answers]
+            heard = wait(asked, timeout=max(0.0, until - time.monotonic()))
+            if not heard:
+                raise Hung(
+                    f"no answer in {seconds:.0f} s: rank 0 {self.said(0)[-200:]!r}, rank 1 {self.said(1)[-200:]!r}"
+                )
+            for line in heard:
+                rank = [line is each for each in self.lines].index(True)
+                try:
+                    answers[rank] = self.lines[rank].recv()
+                except (EOFError, ConnectionResetError):
+                    raise Failed(f"rank {rank} ended: {self.said(rank)}") from None
+        return [answers[rank] for rank in sorted(answers)]
+
+    def said(self, rank: int) -> str:
+        """The end of what a rank wrote."""
+        return (Path(self.folder.name) / f"{rank}.txt").read_text()[-2000:].strip()
+
+    def end(self) -> None:
+        """End both, and wait until they are gone."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+        for line in self.lines:
             line.close()
-        self._folder.cleanup()
+        self.folder.cleanup()
 
-    def __enter__(self) -> Pair:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.end()
+@contextlib.contextmanager
+def _on_the_cpu() -> Iterator[None]:
+    """What the server of these processes is to find in its environment when it starts."""
+    before = dict(os.environ)
+    os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _live(rank: int, folder: Path, line: Connection) -> None:
@@ -95,11 +123,13 @@ def _live(rank: int, folder: Path, line: Connection) -> None:
     said = os.open(folder / f"{rank}.txt", os.O_WRONLY | os.O_CREAT)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", CUDA_VISIBLE_DEVICES="")
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
     import torch
     from torch import distributed
 
+    from pipelines import zero
+
+    zero.library()
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
@@ -108,9 +138,4 @@ def _live(rank: int, folder: Path, line: Connection) -> None:
             work, arguments = line.recv()
         except EOFError:  # whoever started us is gone
             os._exit(0)
-        try:
-            line.send(work(*arguments))
-        except Exception:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)  # the other rank waits in a collective: no destructor of gloo's may wait for it
+        line.send(work(*arguments))  # what it raises ends us, and is written as Python does
