@@ -23,7 +23,7 @@ kill-test: $(READY)  ## builds killed at twenty exact points, and disks that fai
 	$(BIN)/python tests/kill.py
 
 oracle: $(READY)  ## gradients of every architecture at every ZeRO stage, whatever each rank has; other remedies beside ours
-	PYTHONPATH=tests/models $(BIN)/python tests/oracle.py
+	$(BIN)/python tests/oracle.py
 
 world: $(READY)  ## models that learn a small world whole, judged by a classifier: half an hour
 	$(BIN)/python benchmarks/world.py

@@ -26,7 +26,7 @@ from dataflow.mini.material import installed
 
 SIDE = 32  # pixels
 TAR = 500  # pairs per tar
-MARGIN = 0.15  # of the shape's longer side, around it
+MARGIN = 0.15  # of the shape's side, before and behind it
 KINDS = tuple(itertools.product(SHAPES, COLORS))
 
 
@@ -86,12 +86,17 @@ def held_out() -> Iterator[tuple[Image.Image, str, str]]:
 
 
 def cut(image: Image.Image, color: str) -> Image.Image:
-    """The square around the shape, 32 px a side; where it would leave the picture it is moved back in."""
+    """The box around the shape, brought to 32 px a side; where it would leave the picture it is moved back in.
+
+    Brought to a square, all of a kind are alike: rectangles of all proportions have a circle for their mean, and the
+    mean is what a model that regresses tokens predicts.
+    """
     left, top, right, bottom = framed(image, color)
-    longer = max(right - left, bottom - top)
-    side = min(round(longer * (1 + 2 * MARGIN)), *image.size)
-    left, top = (
-        min(max(middle - side // 2, 0), size - side)
-        for middle, size in (((left + right) // 2, image.width), ((top + bottom) // 2, image.height))
-    )
-    return image.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    (left, right), (top, bottom) = _around(left, right, image.width), _around(top, bottom, image.height)
+    return image.crop((left, top, right, bottom)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def _around(first: int, end: int, size: int) -> tuple[int, int]:
+    side = min(round((end - first) * (1 + 2 * MARGIN)), size)
+    first = min(max((first + end) // 2 - side // 2, 0), size - side)
+    return first, first + side
