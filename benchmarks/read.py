@@ -1,7 +1,7 @@
 """Samples per second of shuffled readers on the same samples, how fast they begin and resume, and what steps wait.
 
     ours         Reader and fed over a corpus, records in the order of a schedule: shuffled over all; headers checked,
-                 JSON made a record; decoded in two threads by dataflow.media
+                 JSON made a record; decoded in four threads by dataflow.media
     litdata      StreamingDataset, shuffle=True (chunks and inside them), two worker processes
     grain        MapDataset over ArrayRecord, shuffled over all, read and decoded in four threads
     webdataset   the shards of ours in order, two worker processes, no shuffle

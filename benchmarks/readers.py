@@ -24,7 +24,7 @@ from samples import SHARD, SIDE, Samples
 from turns import Spent, clock
 
 BATCH = 64  # records
-WORKERS = 2  # processes of a peer, threads of ours that decode
+WORKERS = 2  # processes of a peer
 CHUNK = "64MB"
 PREFETCHED, THREADS = 16, 4  # grain's read options, for two cores
 
@@ -70,7 +70,7 @@ def ours(folder: Path, decode: bool) -> Begin:
             batch=BATCH,
             positions=-(-len(corpus) // BATCH),
         )
-        reader = Reader(schedule, [corpus], decode=read, threads=WORKERS if decode else 0)
+        reader = Reader(schedule, [corpus], decode=read, threads=THREADS if decode else 0)
         done = state or 0
 
         def deal(position: int) -> range:
