@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dataflow import curation, index, selection
+from dataflow import curation, index, selection, shards
 from dataflow.balancing import Listed, Matcher, MetaClipBalance
 from dataflow.curation import Held
 from dataflow.duplicates import Duplicates
@@ -148,6 +148,7 @@ def _corpus(folder: Path, source: str) -> BuiltCorpus:
     step = {"source": {"name": source}, "shards": "built"}
     counts = {"kept": RECORDS}
     manifest = {"schema": index.SCHEMA, "root_digest": source, "step": step, "shards": [], "counts": counts}
+    manifest["tables"] = {"index.parquet": shards.sha256(folder / "index.parquet")}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return BuiltCorpus(folder)
 
