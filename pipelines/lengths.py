@@ -63,7 +63,7 @@ class Shortened:
 
     @property
     def name(self) -> str:
-        return f"lengths_{type(self.architecture).__name__.lower()}_{self.most}"
+        return f"{LaidOut(architecture=self.architecture).name}_{self.most}"
 
     @property
     def columns(self) -> pa.Schema:
