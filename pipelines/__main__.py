@@ -153,6 +153,7 @@ def parser() -> argparse.ArgumentParser:
     _store(planned)
     planned.add_argument("--nodes", type=_count, default=1, help="machines")
     planned.add_argument("--gpus", type=_count, default=8, help="of each machine")
+    planned.add_argument("--gpu-memory", type=_count, metavar="GB", help="of one GPU: what cannot fit is refused")
 
     measure = _verb(verbs, "measure", _measure, "encode the pictures that a training reads, once for all trainings")
     _recipe(measure)
@@ -509,11 +510,15 @@ def _plan(options: argparse.Namespace, words: list[str]) -> int:
         training = replace(_wanted(_value(options), Training, options), mixture=value)
         return _data_plan(training, _place(options))
     training = _wanted(value, Training, options)
-    from pipelines import parameters
+    from pipelines.booking import Booking
 
-    for line in parameters.page(training, nodes=options.nodes, gpus=options.gpus):
+    booking = Booking.of(training, nodes=options.nodes, gpus=options.gpus)
+    for line in booking.page(options.gpu_memory):
         print(line)
-    return _data_plan(training, _place(options))
+    refused = booking.refused(options.gpu_memory)
+    if refused is not None:
+        print(f"refused: {refused}")
+    return max(_data_plan(training, _place(options)), int(refused is not None))
 
 
 def _data_plan(training: Training, place: Place) -> int:

@@ -1,12 +1,13 @@
 """What a training's parameters are and take, before anything is trained: counted on torch's meta device, offline.
 
-Bytes of one rank, by ZeRO stage: parameters alone, no activations, no buffers of communication.
+Bytes of one rank, by ZeRO stage, as DeepSpeed 0.19.8 has them (measured: tests/pipelines/test_memory.py):
 
     weights     4 of each in float32, 2 in bfloat16; frozen ones, too
-    gradients   4 of each trained one: DeepSpeed sums them up in float32 in both types (2 at stage 0 in bfloat16)
-    optimizer   8 of each trained one, AdamW's two moments in float32, in bfloat16 4 more, the weights in float32, and
-                4 more where a running mean is kept
+    gradients   4 of each trained one, summed in float32; in bfloat16 2 at stage 0, and 6 at stage 1, which keeps both
+    optimizer   8 of each trained one, AdamW's two moments, and 4 for the weights in float32, of which DeepSpeed makes a
+                copy in float32, too, but at stage 0; 4 more where a running mean is kept
     encoders    4 of each: leaf encoders stand outside the engine, whole on every rank, in float32
+    buffers     the bucket that gradients are reduced in, from stage 1, and at stage 3 what is gathered of the weights
 
 Of R ranks, each keeps an R-th of the optimizer from stage 1, of the gradients from stage 2, of the weights at stage 3.
 Source: ZeRO, section 3, arXiv:1910.02054; what DeepSpeed is told is in zero.py.
@@ -25,6 +26,8 @@ from models.interface import Architecture, Care
 from pipelines.training import Training
 
 DEPTH = 3  # names of a module's path that a row of the table has at most
+BUCKET = 500_000_000  # gradients that are reduced at once, at most; this and the next as zero.py tells DeepSpeed
+LIVE = 1_000_000_000  # weights that are gathered at once, at most
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -44,17 +47,29 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes:
-    """What one rank keeps of a training's parameters."""
+    """What one rank keeps of a training's parameters, and needs while it makes their gradients: bucket, gathered."""
 
     weights: int
     gradients: int
     optimizer: int
     encoders: int
+    bucket: int
+    gathered: int
+
+    @property
+    def buffers(self) -> int:
+        """Of communication."""
+        return self.bucket + self.gathered
+
+    @property
+    def kept(self) -> int:
+        """All but the buffers."""
+        return self.weights + self.gradients + self.optimizer + self.encoders
 
     @property
     def total(self) -> int:
-        """Of all four."""
-        return self.weights + self.gradients + self.optimizer + self.encoders
+        """All."""
+        return self.kept + self.buffers
 
 
 def built(training: Training) -> Architecture:
@@ -92,17 +107,24 @@ def bytes_of_a_rank(
         return -(-count // ranks) if stage >= from_stage else count
 
     half = dtype == "bfloat16"
+    width = 2 if half else 4
+    summed = {0: width, 1: 6 if half else 4}.get(stage, 4)
+    masters = 0 if not half and stage == 0 else 4
     return Bytes(
-        weights=share(module.total, 3) * (2 if half else 4),
-        gradients=share(module.trained, 2) * (2 if half and stage == 0 else 4),
-        optimizer=share(module.trained, 1) * (8 + 4 * half + 4 * averaged),
+        weights=share(module.total, 3) * width,
+        gradients=share(module.trained, 2) * summed,
+        optimizer=share(module.trained, 1) * (8 + masters + 4 * averaged),
         encoders=encoder.total * 4,
+        bucket=min(BUCKET, module.trained) * width if stage > half else 0,
+        gathered=min(LIVE, module.total) * width if stage == 3 else 0,
     )
 
 
-def page(training: Training, *, nodes: int, gpus: int) -> Iterator[str]:
-    """The lines that `interlace plan` prints: what is trained, and the bytes of a rank at every stage."""
-    architecture = built(training)
+def page(training: Training, architecture: Architecture, *, nodes: int, gpus: int) -> Iterator[str]:
+    """The lines of `interlace plan` on parameters: what is trained, and the bytes of a rank at every stage.
+
+    Args:  architecture: of the training, on the meta device.
+    """
     learning = parts(architecture.module, architecture.care, "module")
     leaf = parts(architecture.encoder, architecture.care, "encoders")
     optimizer = training.optimizer
@@ -119,16 +141,16 @@ def page(training: Training, *, nodes: int, gpus: int) -> Iterator[str]:
     mean = "" if optimizer.average is None else " and the running mean"
     yield (
         f"GB of one of {nodes} x {gpus} ranks. gradients: a number for each trained parameter; optimizer: AdamW's two"
-        f"{mean}; encoders: frozen ones; parameters only, activations and buffers of communication come on top"
+        f"{mean}; encoders: frozen ones; buffers: of communication; parameters only, activations come on top"
     )
-    yield f"{'':{width}}{'weights':>16}{'gradients':>16}{'optimizer':>16}{'encoders':>16}{'all':>10}"
+    names = ("weights", "gradients", "optimizer", "encoders", "buffers")
+    yield f"{'':{width}}{''.join(f'{name:>16}' for name in names)}{'all':>10}"
     chosen = training.execution
     for dtype in ("float32", "bfloat16"):
         for stage in range(4):
             averaged, ranks = optimizer.average is not None, nodes * gpus
             kept = bytes_of_a_rank(learning[0], leaf[0], ranks=ranks, stage=stage, dtype=dtype, averaged=averaged)
-            sizes = (kept.weights, kept.gradients, kept.optimizer, kept.encoders)
-            columns = "".join(f"{size / 1e9:>16.3f}" for size in sizes)
+            columns = "".join(f"{getattr(kept, name) / 1e9:>16.3f}" for name in names)
             mark = "  <- the recipe's" if (chosen.zero_stage, chosen.dtype) == (stage, dtype) else ""
             yield f"{f'stage {stage}, {dtype}':{width}}{columns}{kept.total / 1e9:>10.3f}{mark}"
 

@@ -186,7 +186,7 @@ def base_sana() -> Training:
         batch=4096,
         steps=None,  # the mixture's eight passes
         sequence_length=640,  # caption and queries, 256 each, and what frames them
-        execution=Execution(zero_stage=1, micro_batch=64, dtype="bfloat16", save_every=500),
+        execution=Execution(zero_stage=2, micro_batch=32, dtype="bfloat16", save_every=500),
     )
 
 
@@ -197,7 +197,7 @@ def base_sd15() -> Training:
     Cost:    not measured yet
     Expect:  COCO-30K FID 8.91 (table 4)
     """
-    return _stable(base_sana(), "metaquery-base-sd15", micro_batch=128)
+    return _stable(base_sana(), "metaquery-base-sd15", micro_batch=32)
 
 
 def large_sana() -> Training:
@@ -207,7 +207,7 @@ def large_sana() -> Training:
     Cost:    not measured yet
     Expect:  MJHQ FID 6.35, GenEval 0.78 of rewritten prompts, DPG 81.10, WISE 0.55 (tables 4 and 6)
     """
-    return _grown(base_sana(), "metaquery-large-sana", _QWEN_3B, micro_batch=32)
+    return _grown(base_sana(), "metaquery-large-sana", _QWEN_3B, micro_batch=8)
 
 
 def large_sd15() -> Training:
@@ -217,7 +217,7 @@ def large_sd15() -> Training:
     Cost:    not measured yet
     Expect:  COCO-30K FID 8.87 (table 4)
     """
-    return _stable(large_sana(), "metaquery-large-sd15", micro_batch=64)
+    return _stable(large_sana(), "metaquery-large-sd15", micro_batch=8)
 
 
 def xl_sana() -> Training:
@@ -237,7 +237,7 @@ def xl_sd15() -> Training:
     Cost:    not measured yet
     Expect:  COCO-30K FID 8.69 (table 4)
     """
-    return _stable(xl_sana(), "metaquery-xl-sd15", micro_batch=16)
+    return _stable(xl_sana(), "metaquery-xl-sd15", micro_batch=8)
 
 
 def ablation() -> Training:
@@ -278,7 +278,7 @@ def edit() -> Training:
         steps=1000,
         sequence_length=1408,  # a picture of 730 tokens
         start_from=base,
-        execution=replace(base.execution, micro_batch=32),
+        execution=replace(base.execution, micro_batch=16),
     )
 
 
