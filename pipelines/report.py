@@ -1,19 +1,21 @@
-"""One page about corpora and runs, whole in itself: it opens from disk with no network. Every caption is escaped."""
+"""One page about corpora and runs, whole in itself: it opens from disk with no network. Every caption is escaped.
+
+Several runs stand in common plots, each in a colour of its own; those of each are in `compared.py`.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment
+from PIL import Image
 
 from dataflow import curation, index
 from dataflow.build import write_atomically
@@ -21,23 +23,15 @@ from dataflow.folders import is_file
 from dataflow.index import BuiltCorpus
 from dataflow.media import decoded
 from dataflow.record import Record
+from pipelines import compared, watched
+from pipelines.compared import Told
+
+Shown = TypeVar("Shown")
 
 _THUMBNAIL = 96  # pixels of the longer side
 _EXAMPLES = 8  # records shown of each corpus
 _KINDS = {".png": "png", ".jpg": "jpeg"}
-_WIDTH, _HEIGHT, _MARGIN = 420, 180, 40  # of a plot, in pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """One loss over steps, ready to draw: points in plot pixels and the values at its ends."""
-
-    name: str
-    points: str
-    low: float
-    high: float
-    last: float
-    steps: int
+_TIMES = 10  # steps at which answers to a prompt are shown, evenly spread, the first and the last among them
 
 
 def write(
@@ -56,7 +50,7 @@ def write(
     Raises:
         ValueError: a folder that is none of these.
     """
-    corpora, runs, curations = [], [], []
+    corpora, runs, curations = [], list[Path](), []
     for folder in folders:
         if is_file(folder / "verdicts.parquet"):
             curations.append(_undamaged(partial(_curation, store=store), folder))
@@ -67,15 +61,15 @@ def write(
         elif is_file(folder / "manifest.json"):
             corpora.append(_undamaged(_corpus, folder))
         elif is_file(folder / "recipe.json"):
-            runs.append(_undamaged(_run, folder))
+            runs.append(folder)
         else:
             raise ValueError(
                 f"{folder} is neither a built corpus nor a run, nor a curation: "
                 "it has no manifest.json, recipe.json or verdicts.parquet"
             )
     shown = [{"caption": caption, "uri": _uri(path.read_bytes(), "png")} for caption, path in pictures]
-    held = {"corpora": corpora, "runs": runs, "curations": curations, "pictures": shown}
-    return render(page, "report.html", **held, width=_WIDTH, height=_HEIGHT, margin=_MARGIN)
+    held = {"corpora": corpora, "curations": curations, "pictures": shown}
+    return render(page, "report.html", **held, **_side_by_side(list(dict.fromkeys(runs))))
 
 
 def render(page: Path, template: str, **held: Any) -> Path:
@@ -87,7 +81,7 @@ def render(page: Path, template: str, **held: Any) -> Path:
     return page
 
 
-def _undamaged(about: Callable[[Path], dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _undamaged(about: Callable[[Path], Shown], folder: Path) -> Shown:
     """What the function tells about a folder of ours; a file in it that is not what we write is one clear error."""
     try:
         return about(folder)
@@ -95,17 +89,20 @@ def _undamaged(about: Callable[[Path], dict[str, Any]], folder: Path) -> dict[st
         raise ValueError(f"a file in {folder} is damaged ({type(error).__name__}: {error}): restore it") from None
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The metrics of a run, one per step, the last attempt's where one was repeated; a torn last line is left out."""
-    steps: dict[int, dict[str, Any]] = {}
-    path = run / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            metrics = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        steps[metrics["step"]] = metrics
-    return [steps[step] for step in sorted(steps)]
+def _side_by_side(folders: Sequence[Path]) -> dict[str, Any]:
+    """What the page shows of all runs together, and of each."""
+    named = enumerate(zip(compared.names(folders), folders, strict=True))
+    told = [_undamaged(partial(compared.read, number, name), folder) for number, (name, folder) in named]
+    return {
+        "told": told,
+        "last": compared.LAST,
+        "table": compared.table(told),
+        "shares": compared.shares(told),
+        "differences": compared.differences(told, in_words),
+        "plots": compared.plots(told),
+        "watched": _watched(told),
+        "runs": [_undamaged(partial(_run, run), run.folder) for run in told],
+    }
 
 
 def _corpus(folder: Path) -> dict[str, Any]:
@@ -196,31 +193,55 @@ def example(record: Record) -> dict[str, Any]:
     return {"key": record.key, "task": record.task, "turns": turns}
 
 
-def _run(folder: Path) -> dict[str, Any]:
-    metrics = read_metrics(folder)
-    plan = json.loads((folder / "plan.json").read_bytes()) if (folder / "plan.json").is_file() else {"mixture": []}
-    fed: dict[str, int] = {}
-    for line in metrics:
-        for source, count in line["fed"].items():
-            fed[source] = fed.get(source, 0) + count
-    total = sum(fed.values())
+def _run(run: Told, folder: Path) -> dict[str, Any]:
+    total = run.fed.total()
     mixture = [
-        {**row, "fed": fed.get(row["source"], 0), "fed_share": fed.get(row["source"], 0) / total if total else 0.0}
-        for row in plan["mixture"]
+        {**row, "fed": run.fed[row["source"]], "fed_share": run.fed[row["source"]] / total if total else 0.0}
+        for row in run.planned
     ]
-    names = sorted(metrics[0]["losses"]) if metrics else []
     return {
-        "name": folder.name,
+        "name": run.name,
+        "number": run.number,
         "settings": _settings(folder),
         "evaluation": _evaluated(folder),
         "done": (folder / "done.json").is_file(),
-        "steps": len(metrics),
-        "seconds": sum(line["seconds"] for line in metrics),
-        "waiting": sum(line["data_seconds"] for line in metrics),
+        "steps": len(run.steps),
+        "seconds": run.total("seconds") or 0.0,
+        "waiting": run.total("data_seconds") or 0.0,
         "mixture": mixture,
-        "curves": [_curve(name, [line["losses"][name] for line in metrics], len(metrics)) for name in names],
+        "attempts": [
+            {**json.loads(path.read_bytes()), "name": path.parent.name}
+            for path in sorted((folder / "ray").glob("attempt-*/attempt.json"))
+        ],
         "samples": _samples(folder),
     }
+
+
+def _watched(runs: Sequence[Told]) -> list[dict[str, Any]]:
+    """For each prompt that was answered while runs trained: of each run its answers, step by step."""
+    prompts: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        answers: dict[str, dict[int, list[dict[str, Any]]]] = {}
+        for step, lines in _undamaged(watched.kept, run.folder).items():
+            for line in lines:
+                answers.setdefault(line["prompt"], {}).setdefault(step, []).extend(line["parts"])
+        for prompt, steps in answers.items():
+            at = list(steps)
+            shown = [at[place] for place in sorted({(len(at) - 1) * n // max(1, _TIMES - 1) for n in range(_TIMES)})]
+            cells = [{"step": step, "parts": [_part(run.folder, step, part) for part in steps[step]]} for step in shown]
+            prompts.setdefault(prompt, []).append({"run": run, "cells": cells})
+    return [{"prompt": prompt, "rows": rows} for prompt, rows in prompts.items()]
+
+
+def _part(run: Path, step: int, part: dict[str, Any]) -> dict[str, Any]:
+    """Text as it is, a picture small."""
+    if "picture" not in part:
+        return part
+    file = watched.folder(run, step) / Path(part["picture"]).name
+    with Image.open(file) as image:
+        if max(image.size) <= _THUMBNAIL:
+            return {"uri": _uri(file.read_bytes(), _KINDS[file.suffix])}
+        return {"uri": _small(image.convert("RGB"))}
 
 
 def _samples(folder: Path) -> list[dict[str, Any]]:
@@ -243,22 +264,15 @@ def _kept(folder: Path, name: str) -> str:
     return _uri(file.read_bytes(), _KINDS[file.suffix])
 
 
-def _curve(name: str, values: Sequence[float | None], steps: int) -> Curve:
-    """A step without targets of this kind has no value and no point."""
-    known = [(step, value) for step, value in enumerate(values) if value is not None and math.isfinite(value)]
-    low, high = min((value for _, value in known), default=0.0), max((value for _, value in known), default=1.0)
-    across, up = (_WIDTH - 2 * _MARGIN) / max(1, steps - 1), (_HEIGHT - 2 * _MARGIN) / ((high - low) or 1.0)
-    points = [f"{_MARGIN + step * across:.1f},{_HEIGHT - _MARGIN - (value - low) * up:.1f}" for step, value in known]
-    last = known[-1][1] if known else math.nan
-    return Curve(name=name, points=" ".join(points), low=low, high=high, last=last, steps=steps)
-
-
 def _spread(count: int, wanted: int) -> list[int]:
     return [place * count // wanted for place in range(wanted)] if count > wanted else list(range(count))
 
 
 def _thumbnail(record: Record, picture: int) -> str:
-    image = decoded(record.media[picture])
+    return _small(decoded(record.media[picture]))
+
+
+def _small(image: Image.Image) -> str:
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=80)

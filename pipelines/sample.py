@@ -40,28 +40,30 @@ class Sampled:
 
 
 class Run:
-    """A run's folder with the architecture of its recipe and the weights of its newest checkpoint, on one device.
+    """A run's folder with the architecture of its recipe and the weights of a checkpoint, on one device.
 
+    step: of which checkpoint; None: of the newest.
     taken: names in the module of what comes from a checkpoint; all else is as its part was published.
 
     Raises:
         ValueError: no run there, no checkpoint yet, or weights that are not of this architecture.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, step: int | None = None) -> None:
         self.folder = folder
         self.training = read_training(folder)
         self.config = self.training.architecture
-        newest = checkpoint.latest(folder / "checkpoints")
-        if newest is None:
+        kept = folder / "checkpoints"
+        origin = checkpoint.latest(kept) if step is None else kept / f"step-{step:06d}"
+        if origin is None:
             raise ValueError(f"{folder} has no checkpoint yet: train it first")
-        self.step = int(newest.name.rpartition("-")[2])
+        self.step = int(origin.name.rpartition("-")[2])
         self.architecture: Any = self.config.build()
-        module, weights = self.architecture.module, checkpoint.weights(newest)
+        module, weights = self.architecture.module, checkpoint.weights(origin)
         begun: frozenset[str] = frozenset()
         if any(name not in weights for name, _ in module.named_parameters()):  # what is frozen may come from there
             _, begun = checkpoint.begin(folder, module)
-        _take(module, weights, newest, whole=not (folder / "import.json").is_file())
+        _take(module, weights, origin, whole=not (folder / "import.json").is_file())
         self.taken = begun | weights.keys()
         module.eval()
         self.device = next(self.architecture.module.parameters()).device
@@ -128,7 +130,19 @@ def answers(
     Raises:
         ValueError: a run that cannot answer, a picture that does not open, no run to paint with.
     """
-    run = Run(folder)
+    yield from answered(Run(folder), prompts, images, settings, folder / "samples", visualizer=visualizer)
+
+
+def answered(
+    run: Run,
+    prompts: Sequence[str],
+    images: Sequence[Path],
+    settings: Asked,
+    into: Path,
+    *,
+    visualizer: Path | None = None,
+) -> Iterator[Sampled]:
+    """The same of a run that is open, saved in the folder `into`."""
     painter: Run | None = None
     shown = [_shown(path) for path in images]
     for prompt in prompts:
@@ -142,14 +156,14 @@ def answers(
                 parts.append(part)
                 continue
             if not isinstance(run.config, MetaMorph):
-                parts.append(_save(run, part))
+                parts.append(_save(into, part))
                 continue
             painter = painter or Run(visualizer or find_visualizer(run))
             if painter.vision != run.vision:
                 raise ValueError(f"{painter.folder.name} was trained on another vision encoder than {run.folder.name}")
-            parts.append(_save(run, painted(painter, part[None], settings)[0]))
+            parts.append(_save(into, painted(painter, part[None], settings)[0]))
         sampled = Sampled(prompt=prompt, parts=tuple(parts))
-        _record(run, sampled, images, settings)
+        _record(run, sampled, images, settings, into)
         yield sampled
 
 
@@ -210,8 +224,7 @@ def _shown(path: Path) -> Image.Image:
         raise ValueError(f"--image {path}: {problem}") from None
 
 
-def _save(run: Run, picture: torch.Tensor) -> Path:
-    folder = run.folder / "samples"
+def _save(folder: Path, picture: torch.Tensor) -> Path:
     folder.mkdir(exist_ok=True)
     taken = [int(path.stem) for path in folder.glob("*.png") if path.stem.isdigit()]
     return save_png(picture, folder / f"{max(taken, default=-1) + 1:04d}.png")
@@ -227,8 +240,7 @@ def _copy(picture: Path, folder: Path) -> str:
     return name
 
 
-def _record(run: Run, sampled: Sampled, images: Sequence[Path], settings: Asked) -> None:
-    folder = run.folder / "samples"
+def _record(run: Run, sampled: Sampled, images: Sequence[Path], settings: Asked, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     parts = [{"picture": part.name} if isinstance(part, Path) else {"text": part} for part in sampled.parts]
     shown = [{"file": path.name, "copy": _copy(path, folder / "shown")} for path in images]
