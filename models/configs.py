@@ -191,6 +191,11 @@ class Transfusion:
     )
 
     @property
+    def drawing(self) -> tuple[str, ...]:
+        """The tasks whose documents may have drawn pictures: pictures that are given are drawn, too."""
+        return tuple(task for task in self.tasks if task not in ("text_qa", "text_document"))
+
+    @property
     def seen(self) -> View | None:
         """Nothing: pictures that are given are drawn, too, without noise."""
         return None
@@ -257,6 +262,11 @@ class LLaVAFusion(LMFusion):
         "image_editing",
         "subject_driven",
     )
+
+    @property
+    def drawing(self) -> tuple[str, ...]:
+        """The tasks whose documents may have drawn pictures: those of the assistant."""
+        return tuple(task for task in self.tasks if task not in ("image_qa", "video_qa", "text_qa"))
 
     @property
     def seen(self) -> Tiles:

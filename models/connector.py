@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import Qwen2Config
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2MLP,
     Qwen2RMSNorm,
@@ -74,7 +75,7 @@ class Encoder(nn.Module):
         return states
 
 
-class Layer(nn.Module):
+class Layer(GradientCheckpointingLayer):
     """Attention and a gated MLP, each behind a norm and beside a residual."""
 
     def __init__(self, config: Qwen2Config) -> None:

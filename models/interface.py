@@ -4,6 +4,7 @@
 
 An architecture is a config (`models/configs.py`) with
     tasks          what it learns from
+    drawing        those of them whose documents may have drawn pictures; where this is not said, all
     layout()       record -> Document, torch-free (`models/layout.py`)
     seen, drawn    how pictures are cut for it (`models/views.py`); None where it has no such view
     whole_pictures whether a drawn picture sees all of itself (`models/sequence.py`)
@@ -14,7 +15,7 @@ An architecture is a config (`models/configs.py`) with
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,6 +83,7 @@ class Batch:
     target     bool[B, N]   this id is learned: the hidden state before it predicts it
     condition  bool[B, N]   what a drawn answer depends on and condition dropout may hide
     seen       the pictures that are read;  drawn  those that are noised, painted or copied
+    draws      whether any rank may have a drawn picture in this step; where none has, what draws is left out on all
     """
 
     ids: Tensor
@@ -91,20 +93,54 @@ class Batch:
     condition: Tensor
     seen: Pictures
     drawn: Pictures
+    draws: bool = True
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in held.items() if name != "draws"})
+
+
+Places = tuple[Tensor, Tensor]
+"""Rows and places in them: two int64[M]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Each:
+    """What every target of a modality lost, without a gradient, and whose it is. Not one tensor for a trainer's hooks.
+
+    loss     float32[M]
+    row      int64[M]  the row it stands in
+    document int64[M]  and its document there: 1, 2, ...
+    """
+
+    loss: Tensor
+    row: Tensor
+    document: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
     """Sums over this micro-batch, one per modality; the trainer divides by counts over the whole optimizer step.
 
-    sums: modality -> float32[] with a gradient, 0.0 (still attached to every parameter) when it has no targets.
+    sums: modality -> float32[] with a gradient, 0.0 (still attached to every parameter that is not left out, see
+    `Batch.draws`) when it has no targets.
+    each: modality -> what its sum is the sum of, as many as are counted; what is missing is not told by source or task.
     """
 
     sums: Mapping[str, Tensor]
+    each: Mapping[str, Each] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, batch: Batch, **lost: tuple[Tensor, Places]) -> Losses:
+        """By modality: what each of its targets lost, float32[M] with a gradient, and where it stands."""
+        return cls(
+            sums={name: losses.sum() for name, (losses, _) in lost.items()},
+            each={
+                name: Each(loss=losses.detach().float(), row=row, document=batch.document[row, place])
+                for name, (losses, (row, place)) in lost.items()
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,8 +60,8 @@ class MetaMorphModule(Speaking):
         before = states[rows[answer], places[answer] - 1]
         sought = features[batch.seen.answer].flatten(0, 1).float()
         cosine = F.cosine_similarity(self.head(before).float(), sought, dim=-1)
-        text = self.text_loss(states, batch.ids, batch.target)
-        return Losses(sums={"text": text, "picture": -cosine.sum()})
+        picture = -cosine, (rows[answer], places[answer])
+        return Losses.of(batch, text=self.text_loss(states, batch), picture=picture)
 
     def adapted(self, features: Tensor) -> Tensor:
         """Picture tokens as inputs: float[..., C] -> float[..., D]."""

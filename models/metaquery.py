@@ -123,7 +123,7 @@ class MetaQueryModule(nn.Module):
         noised, wanted = self.decoder.noised(canvas, noise, timestep)
         predicted = self.decoder(noised, timestep, condition, present)
         error = (predicted - wanted).square().mean(dim=(1, 2, 3))
-        return Losses(sums={"picture": error[:count].sum()})
+        return Losses.of(batch, picture=(error[:count], (batch.drawn.row, batch.drawn.start)))
 
     def condition(self, batch: Batch, features: Encoded, hiding: Tensor, blacked: Tensor) -> tuple[Tensor, Tensor]:
         """What each drawn picture is painted from, of a phantom where there is none.

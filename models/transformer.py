@@ -1,6 +1,6 @@
 """Language models that speak two more ids: <image_start> and <image_end>, whose rows are the architecture's own.
 
-# B rows, N tokens, D width, V ids of the tokenizer (the two marks are ids V and V + 1)
+# B rows, N tokens, M learned ones, D width, V ids of the tokenizer (the two marks are ids V and V + 1)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from models import pretrained
-from models.interface import Asked
+from models.interface import Asked, Batch, Places
 from models.layout import ByteTokenizer
 from models.parts import Llama, Pretrained
 
@@ -55,10 +55,11 @@ class Speaking(nn.Module):
         words = self.backbone.lm_head(hidden)[..., : self.tokenizer_size]
         return torch.cat([words, hidden @ self.marks_out.T], dim=-1).float()
 
-    def text_loss(self, hidden: Tensor, ids: Tensor, target: Tensor) -> Tensor:
-        """The sum of the cross-entropy of every learned id, each read off the state before it: float32[]."""
-        row, place = target[:, 1:].nonzero(as_tuple=True)
-        return F.cross_entropy(self.logits(hidden[row, place]), ids[row, place + 1], reduction="sum")
+    def text_loss(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, Places]:
+        """The cross-entropy of every learned id, each read off the state before it: float32[M], and where it stands."""
+        row, before = batch.target[:, 1:].nonzero(as_tuple=True)
+        place = before + 1
+        return F.cross_entropy(self.logits(hidden[row, before]), batch.ids[row, place], reduction="none"), (row, place)
 
 
 def mean_rows(matrix: Tensor, size: int) -> nn.Parameter:

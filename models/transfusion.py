@@ -57,11 +57,14 @@ class TransfusionModule(Speaking):
     def forward(self, batch: Batch, features: Gaussian, draw: Draw) -> Losses:
         """Sums of the text's cross-entropy, and over answer pictures of the mean squared error of the noise.
 
-        The coder cannot run on no pictures: then one phantom of zeros goes through it, and counts nothing.
+        The coder cannot run on no pictures: then one phantom of zeros goes through it, and counts nothing. Where no
+        rank has any, it is left out.
 
         Args:     features: of the canvas encoder, for every drawn picture.
                   draw:     "noise" and "timestep" of each picture, "condition" of a document; "latent" under a VAE.
         """
+        if not batch.draws:
+            return self.of_text(batch, features)
         drawn = batch.drawn
         mean, std = self.canvas(features)
         canvas = at_least_one(mean + std * normal(std, "latent", draw))
@@ -79,8 +82,17 @@ class TransfusionModule(Speaking):
         seen = rearrange(states[picture_places(drawn)], "(p t) d -> p t d", p=len(drawn)) if len(drawn) else tokens
         predicted = self.coder.up(seen, timestep, passed).float()
         error = (predicted - sought(self.noising, canvas, noise, timestep)).square().mean(dim=(1, 2, 3))
-        text = self.text_loss(states, batch.ids, batch.target)
-        return Losses(sums={"text": text, "picture": error[: len(drawn)][drawn.answer].sum()})
+        picture = error[: len(drawn)][drawn.answer], (drawn.row[drawn.answer], drawn.start[drawn.answer])
+        return Losses.of(batch, text=self.text_loss(states, batch), picture=picture)
+
+    def of_text(self, batch: Batch, features: Gaussian) -> Losses:
+        """The same without a drawn picture anywhere: the language model alone."""
+        assert len(batch.drawn) == 0
+        inputs = self.placed(batch, features, self.marks_in.new_zeros(0, 0, self.marks_in.shape[1]))
+        sight = mask(self.backbone, batch.document, blocks(batch, whole=False), torch.zeros_like(batch.condition))
+        states = self.alone(inputs, sight, batch.position)
+        nothing = states[:0, 0, 0].float(), (batch.drawn.row, batch.drawn.start)
+        return Losses.of(batch, text=self.text_loss(states, batch), picture=nothing)
 
     def canvas(self, features: Gaussian) -> Gaussian:
         """What the canvas of each drawn picture is drawn from."""
@@ -100,6 +112,10 @@ class TransfusionModule(Speaking):
                   position: int64[B, N]; cache: of what stands before, and takes this up.
         Returns:  float[B, N, D].
         """
+        return self.alone(inputs, sight, position, cache)
+
+    def alone(self, inputs: Tensor, sight: Tensor, position: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """The language model with its last norm: float[B, N, D] -> the same."""
         return self.backbone.model(
             inputs_embeds=inputs,
             attention_mask=sight,

@@ -96,7 +96,7 @@ class VisualizerModule(nn.Module):
         condition = torch.where(dropped[:, None, None], torch.zeros_like(condition), condition)
         noised, wanted = self.decoder.noised(canvas, noise, timestep)
         error = (self.predicted(noised, timestep, condition) - wanted).square().mean(dim=(1, 2, 3))
-        return Losses(sums={"picture": error[:count].sum()})
+        return Losses.of(batch, picture=(error[:count], (batch.drawn.row, batch.drawn.start)))
 
     def condition(self, tokens: Tensor) -> Tensor:
         """Tokens as the decoder's condition: float[R, T, C] -> float[R, places, W], zeros after the tokens."""

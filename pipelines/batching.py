@@ -7,15 +7,19 @@ ones filled with empty rows that count nothing.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dataflow.index import Shards
 from dataflow.media import decoded
@@ -41,9 +45,10 @@ VIEWS: tuple[ViewName, ...] = get_args(ViewName)
 class Micro:
     """One forward pass of one rank: the batch, the generators of its draws, and what each source gave.
 
-    fed, tokens, drawn: records, their tokens, and of these those of pictures that are answers. parts: the features of
-    its pictures where they are stored; None where they are to be computed. replaced: what could not be read, told once
-    of a position.
+    fed, tokens, drawn: records, their tokens, and of these those of pictures that are answers. kinds: int64[B, D], of
+    which of the batches' kinds each document of a row is, -1 after the row's last; None: of none. parts: the features
+    of its pictures where they are stored; None where they are to be computed. replaced: what could not be read, told
+    once of a position.
     """
 
     batch: Batch
@@ -51,8 +56,17 @@ class Micro:
     fed: tuple[int, ...]
     tokens: tuple[int, ...] = ()
     drawn: tuple[int, ...] = ()
+    kinds: Tensor | None = None
     parts: Parts | None = None
     replaced: tuple[Replaced, ...] = ()
+
+
+class Kind(NamedTuple):
+    """What records, and what is lost of them, are told apart by."""
+
+    source: str
+    group: str
+    task: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +120,18 @@ class RecordBatches:
         """What `Micro.fed` counts, in its order."""
         return self.schedule.names
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What `Micro.kinds` counts into: every task that is learned, of every member in the mixture's order."""
+        groups = [group.name for group in self.schedule.mixture.groups for _ in group.members]
+        members = zip(self.sources, groups, strict=True)
+        return tuple(Kind(source, group, task) for source, group in members for task in self.architecture.tasks)
+
+    def kind_of(self, slot: Slot[Prepared]) -> int:
+        """The place of a record's kind among them."""
+        tasks = self.architecture.tasks
+        return slot.use.member * len(tasks) + tasks.index(slot.value.record.task)
+
     @cached_property
     def reader(self) -> Reader[Prepared]:
         """Of the records, over the opened corpora, prepared for the architecture."""
@@ -139,12 +165,27 @@ class RecordBatches:
         packs = self.schedule.packs(position)
         return dealt([self.schedule.weight(pack) for pack in packs], world, together=self.schedule.together)[rank]
 
+    @cached_property
+    def _drawing(self) -> list[NDArray[np.bool_]]:
+        """Of each member, which of its records are of a task with drawn pictures."""
+        tasks = pa.array(getattr(self.architecture, "drawing", self.architecture.tasks), pa.string())
+        of_all = [(corpus.table["task"], corpus.rows) for corpus in self.reader.corpora]
+        return [pc.is_in(of_each, value_set=tasks).to_numpy()[rows] for of_each, rows in of_all]  # pyright: ignore[reportAttributeAccessIssue]
+
+    def draws(self, position: int) -> bool:
+        """Whether any record of a position may have a drawn picture: `Batch.draws`, the same on every rank.
+
+        What takes the place of a record that cannot be read is of its task.
+        """
+        return any(self._drawing[use.member][use.row] for pack in self.schedule.packs(position) for use in pack)
+
     def __call__(self, position: int, rank: int, world: int, micro_batch: int) -> list[Micro]:
         """This rank's micro-batches of a position; equally many on every rank."""
         self.reader.bring(position, lambda position: self.deal(position, rank, world))
         numbers = self.deal(position, rank, world)
         packs = self.reader.packs(position, numbers)
         replaced = tuple(self.reader.take())
+        draws = self.draws(position)
         result = []
         for first in range(0, len(packs), micro_batch):
             part = packs[first : first + micro_batch]
@@ -158,14 +199,16 @@ class RecordBatches:
                 document = slot.value.document
                 tokens[slot.use.member] += len(document)
                 drawn[slot.use.member] += sum(each.tokens for each in document.slots if each.answer)
+            kinds = [torch.tensor([self.kind_of(slot) for slot in pack], dtype=torch.int64) for pack in part]
             places = [(numbers[first + row], part[row][document].number, picture) for row, document, picture in owners]
             result.append(
                 Micro(
-                    batch=batch,
+                    batch=replace(batch, draws=draws),
                     draw=self._draw(position, places),
                     fed=tuple(fed),
                     tokens=tuple(tokens),
                     drawn=tuple(drawn),
+                    kinds=pad_sequence(kinds, batch_first=True, padding_value=-1),
                     parts=parts,
                     replaced=() if first else replaced,
                 )

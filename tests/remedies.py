@@ -29,7 +29,7 @@ from models.interface import Batch, Care, Draw, Losses
 from models.layout import Document, Slot
 from models.sequence import batched
 from models.views import Cut
-from pipelines import worker, zero
+from pipelines import learning, zero
 from pipelines.batching import Micro
 from pipelines.training import AdamW, Execution
 
@@ -148,7 +148,7 @@ def error(way: str, stage: Stage, size: str, pattern: tuple[str, str]) -> float:
     wanted = expected(pattern, hidden)
     architecture, mine = built(way, hidden), item(pattern[distributed.get_rank()], distributed.get_rank())
     zero.PERSISTENT = 0
-    together = worker.everywhere(architecture, [mine], 1, torch.device("cpu")).counts
+    together = learning.everywhere(architecture, [mine], 1, torch.device("cpu")).counts
     if way == "ours":
         engine = zero.engine(
             architecture.module,
@@ -158,7 +158,7 @@ def error(way: str, stage: Stage, size: str, pattern: tuple[str, str]) -> float:
             rows_per_rank_micro=3,
             accumulation=1,
         )
-        worker.learn(engine, architecture, [mine], together)
+        learning.learn(engine, architecture, [mine], together)
     else:
         engine = bare(architecture.module, stage)
         sums = engine(mine.batch, architecture.encode(mine.batch), mine.draw).sums

@@ -188,6 +188,47 @@ def test_two_records_in_a_row_learn_as_they_do_apart(case: Case) -> None:
         torch.testing.assert_close(value, apart[0][name] + apart[1][name], rtol=1e-4, atol=1e-4)
 
 
+def test_what_every_target_lost_adds_up_and_is_told_of_its_own_document(case: Case) -> None:
+    architecture = case.config.build()
+    rows = MIXTURES["mixed"]
+    batch = batch_of(case.config, rows)
+    losses, counts = architecture.module(batch, architecture.encode(batch), keyed()), architecture.counts(batch)
+    assert losses.each.keys() == losses.sums.keys()
+    for name, each in losses.each.items():
+        assert len(each.loss) == len(each.row) == len(each.document) == counts[name] > 0
+        assert each.loss.dtype == torch.float32 and not each.loss.requires_grad
+        torch.testing.assert_close(each.loss.sum(), losses.sums[name].detach())
+    before = 0
+    for row, chats in enumerate(rows):
+        for number, chat in enumerate(chats, start=1):
+            alone = batch_of(case.config, [[chat]])
+            for name, value in sums(architecture, alone, keyed(before)).items():
+                each = losses.each[name]
+                own = each.loss[(each.row == row) & (each.document == number)].sum()
+                torch.testing.assert_close(own, value.detach(), rtol=1e-4, atol=1e-4)
+            before += len(alone.drawn)
+
+
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if "text" not in case.deaf], indirect=True)
+def test_what_draws_is_left_out_where_no_rank_has_a_picture_and_text_is_learned_as_beside_a_phantom(case: Case) -> None:
+    architecture = case.config.build()
+    batch = batch_of(case.config, MIXTURES["text"])
+    trained = {name: p for name, p in architecture.module.named_parameters() if p.requires_grad}
+    losses, gradients = [], []
+    for draws in (True, False):
+        found = sums(architecture, replace(batch, draws=draws))
+        torch.stack(list(found.values())).sum().backward()
+        losses.append(found)
+        gradients.append({name: p.grad for name, p in trained.items() if p.grad is not None})
+        architecture.module.zero_grad(set_to_none=True)
+    left_out = gradients[0].keys() - gradients[1].keys()
+    assert left_out >= {name for name in trained if name.startswith(("coder.", "tower."))}
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1].get(name, torch.zeros_like(gradient)), gradient, rtol=1e-4, atol=1e-5)
+    for name, value in losses[0].items():
+        torch.testing.assert_close(losses[1][name], value, rtol=1e-4, atol=1e-4)
+
+
 def test_losses_do_not_depend_on_padding(case: Case) -> None:
     architecture = case.config.build()
     chat = MIXTURES["generation"][0]
