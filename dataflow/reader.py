@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -83,6 +84,18 @@ class Replaced:
         return f"position {self.position}: {self.key} cannot be read ({self.why}); {instead}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A position that a run passes over: nothing is learned from its records. `why`: what was wrong with its step."""
+
+    position: int
+    why: str
+
+    def line(self) -> str:
+        """For people."""
+        return f"position {self.position} is passed over: {self.why}"
+
+
 @dataclass(frozen=True, slots=True)
 class Slot(Generic[Decoded]):
     """A record where it is trained: its place in the pack, its turn in the schedule, and what was decoded of it."""
@@ -125,18 +138,23 @@ class Reader(Generic[Decoded]):
         self._decode = decode
         self._known = dict(known or {})
         self._tasks: dict[int, NDArray[Any]] = {}
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "decode") if threads else None
         self._bringing: ThreadPoolExecutor | None = None
         self._ahead = 0  # positions before this one were asked of their store
 
     def packs(self, position: int, which: Iterable[int]) -> list[list[Slot[Decoded]]]:
         """These packs of a position, in this order; -1 is an empty one."""
+        return self.begin(position, which)()
+
+    def begin(self, position: int, which: Iterable[int]) -> Callable[[], list[list[Slot[Decoded]]]]:
+        """What gives these packs: until it is called threads decode them, and those of positions begun after it."""
         scheduled = self.schedule.packs(position)
-        begun = [
-            (number, pack, [self._begun((position, number, slot), use) for slot, use in enumerate(pack)])
-            for number, pack in ((number, scheduled[number] if number >= 0 else ()) for number in which)
-        ]
-        return [self._pack(position, number, pack, values) for number, pack, values in begun]
+        chosen = [(number, scheduled[number] if number >= 0 else ()) for number in which]
+        places = [((position, number, slot), use) for number, pack in chosen for slot, use in enumerate(pack)]
+        values = iter(self._begun(places))
+        begun = [(number, pack, list(islice(values, len(pack)))) for number, pack in chosen]
+        return lambda: [self._pack(position, number, pack, given) for number, pack, given in begun]
 
     def bring(self, position: int, deal: Callable[[int], Iterable[int]]) -> None:
         """Let shards of a store be on their way before they are read, those of the next positions; returns at once.
@@ -164,18 +182,34 @@ class Reader(Generic[Decoded]):
         fresh, self.fresh = self.fresh, []
         return fresh
 
-    def _begun(self, place: Place, use: Use) -> Callable[[], Decoded] | None:
-        """What gives the decoded record of a slot, or ValueError; None: it is known to be replaced."""
-        if place in self._known:
-            return None
+    def _begun(self, places: Sequence[tuple[Place, Use]]) -> list[Callable[[], Decoded] | None]:
+        """What gives the decoded record of each place, or ValueError; None: it is known to be replaced."""
         if self._pool is None:
-            return partial(self._read, use)
+            return [None if place in self._known else partial(self._read, use) for place, use in places]
+        size = max(1, len(places) // (4 * self._threads))  # handed over one by one they cost more time between tasks
+        values: list[Callable[[], Decoded] | None] = []
+        for first in range(0, len(places), size):
+            part = [(place in self._known, use) for place, use in places[first : first + size]]
+            tasks = self._pool.submit(self._decoded, [self._taken(use) for known, use in part if not known])
+            numbers = count()
+            values += [None if known else partial(_given, tasks, next(numbers)) for known, _ in part]
+        return values
+
+    def _taken(self, use: Use) -> tuple[Use, Record | ValueError]:
         try:
-            return self._pool.submit(self._decode, use, self.corpora[use.member].record(use.row)).result
+            return use, self.corpora[use.member].record(use.row)
         except ValueError as error:
-            failed = Future[Decoded]()
-            failed.set_exception(error)
-            return failed.result
+            return use, error
+
+    def _decoded(self, taken: Sequence[tuple[Use, Record | ValueError]]) -> list[Decoded | ValueError]:
+        """For any thread."""
+        found: list[Decoded | ValueError] = []
+        for use, record in taken:
+            try:
+                found.append(record if isinstance(record, ValueError) else self._decode(use, record))
+            except ValueError as error:
+                found.append(error)
+        return found
 
     def _pack(
         self, position: int, number: int, pack: Sequence[Use], values: Sequence[Callable[[], Decoded] | None]
@@ -238,6 +272,13 @@ class Reader(Generic[Decoded]):
         return rows[(tasks[rows] == tasks[use.row]) & (rows != use.row)]
 
 
+def _given(tasks: Future[list[Decoded | ValueError]], number: int) -> Decoded:
+    value = tasks.result()[number]
+    if isinstance(value, ValueError):
+        raise value
+    return value
+
+
 def fed(
     reader: Reader[Decoded], positions: range, deal: Callable[[int], Sequence[int]], *, ahead: int = 2
 ) -> Iterator[tuple[int, list[list[Slot[Decoded]]]]]:
@@ -246,26 +287,36 @@ def fed(
     Args: deal: position -> the packs that are wanted of it: `packing.dealt(...)[rank]`.
     """
 
-    def read(position: int) -> list[list[Slot[Decoded]]]:
+    def begin(position: int) -> Callable[[], list[list[Slot[Decoded]]]]:
         reader.bring(position, deal)
-        return reader.packs(position, deal(position))
+        return reader.begin(position, deal(position))
 
-    return zip(positions, made_ahead(read, positions, ahead=ahead), strict=True)
+    return zip(positions, made_ahead(begin, positions, ahead=ahead), strict=True)
 
 
-def made_ahead(make: Callable[[int], Made], positions: Iterable[int], *, ahead: int) -> Generator[Made]:
+def made_ahead(begin: Callable[[int], Callable[[], Made]], positions: Iterable[int], *, ahead: int) -> Generator[Made]:
     """What is made of each position, in order, by one thread of its own up to `ahead` positions before it is asked for.
 
-    One thread keeps the order in which records are replaced. When the iterator is closed, nothing is waited for.
+    The next position is begun before one is finished, so that threads which it begins have something to do. One thread
+    keeps the order in which records are replaced. When the iterator is closed, nothing is waited for.
+
+    Args: begin: position -> what makes it.
     """
     pool, rest = ThreadPoolExecutor(1, "ahead"), iter(positions)
-    coming = deque[Future[Made]]()
+    begun, coming = deque[Future[Callable[[], Made]]](), deque[Future[Made]]()
+
+    def finish() -> None:
+        made = begun.popleft()
+        coming.append(pool.submit(lambda: made.result()()))
+
     try:
         while True:
-            for position in rest:
-                coming.append(pool.submit(make, position))
-                if len(coming) > ahead:
-                    break
+            while len(coming) <= ahead and (position := next(rest, None)) is not None:
+                begun.append(pool.submit(begin, position))
+                if len(begun) > 1:
+                    finish()
+            if not coming and begun:
+                finish()
             if not coming:
                 return
             yield coming.popleft().result()
@@ -278,25 +329,34 @@ def read_events(path: Path) -> list[Replaced]:
 
     Raises: ValueError: a line that is none.
     """
+    return [event for event in _events(path) if isinstance(event, Replaced)]
+
+
+def read_skips(path: Path) -> list[Skipped]:
+    """What a run passes over, as its events.jsonl says. See `read_events`."""
+    return [event for event in _events(path) if isinstance(event, Skipped)]
+
+
+def _events(path: Path) -> list[Replaced | Skipped]:
     if not path.is_file():
         return []
-    data = path.read_bytes()
-    names, found = {field.name for field in fields(Replaced)}, []
+    data, found = path.read_bytes(), []
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         try:
             told = json.loads(line)
-            found.append(Replaced(**{name: told[name] for name in names}))
+            kind = Replaced if "pack" in told else Skipped
+            found.append(kind(**{field.name: told[field.name] for field in fields(kind)}))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number} is no event ({error}): restore the file") from None
     return found
 
 
-def event_line(event: Replaced) -> str:
+def event_line(event: Replaced | Skipped) -> str:
     """As a line of events.jsonl."""
     return json.dumps(asdict(event)) + "\n"
 
 
-def events_digest(events: Iterable[Replaced], positions: int) -> str:
-    """Names what was replaced before this position, in whatever order it was written."""
+def events_digest(events: Iterable[Replaced | Skipped], positions: int) -> str:
+    """Names what was replaced and passed over before this position, in whatever order it was written."""
     lines = sorted(event_line(event) for event in events if event.position < positions)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

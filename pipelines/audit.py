@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dataflow.index import BuiltCorpus
-from dataflow.reader import Replaced, read_events
+from dataflow.reader import Replaced, Skipped, read_events, read_skips
 from dataflow.schedule import Schedule, Use
 from dataflow.windows import Windows
 from pipelines import runs, sample
@@ -32,6 +32,7 @@ class Scheduled:
     schedule: Schedule | Windows
     corpora: tuple[BuiltCorpus, ...]
     events: tuple[Replaced, ...]
+    skipped: dict[int, Skipped]  # by position
 
     @staticmethod
     def of(run: Path, place: Place) -> Scheduled:
@@ -53,6 +54,7 @@ class Scheduled:
             schedule=schedule,
             corpora=tuple(member.open() for member in opened),
             events=tuple(read_events(run / "events.jsonl")),
+            skipped={event.position: event for event in read_skips(run / "events.jsonl")},
         )
 
 
@@ -93,16 +95,18 @@ def audit(held: Scheduled) -> tuple[int, list[Line]]:
         told = json.loads(line)
         taken[told["step"]] = told  # a step that was repeated after a kill counts once
     steps = max(taken, default=0)
-    if sorted(taken) != list(range(1, steps + 1)):
+    for position in held.skipped:
+        taken.pop(position + 1, None)  # of an attempt before it was passed over
+    if sorted(taken) != [step for step in range(1, steps + 1) if step - 1 not in held.skipped]:
         raise ValueError(f"{metrics} does not tell of every step up to {steps}: restore the file")
     fed, tokens, drawn = Counter[str](), Counter[str](), Counter[str]()
     for told in taken.values():
         fed.update(told["fed"])
         tokens.update(told["tokens"])
         drawn.update(told["drawn"])
-    planned, known = _planned(held.schedule, steps), isinstance(held.schedule, Windows)
+    planned, known = _planned(held.schedule, steps, held.skipped), isinstance(held.schedule, Windows)
     groups = [group.name for group in held.training.mixture.groups for _ in group.members]
-    events = [event for event in held.events if event.position < steps]
+    events = [event for event in held.events if event.position < steps and event.position not in held.skipped]
     lines = []
     for source in dict.fromkeys(held.schedule.names):
         members = [number for number, name in enumerate(held.schedule.names) if name == source]
@@ -127,12 +131,15 @@ def audit(held: Scheduled) -> tuple[int, list[Line]]:
     return steps, lines
 
 
-def _planned(schedule: Schedule | Windows, steps: int) -> list[tuple[int, int, int]]:
+def _planned(schedule: Schedule | Windows, steps: int, skipped: Collection[int]) -> list[tuple[int, int, int]]:
     """Records, tokens and drawn tokens of each member in the first steps; tokens are known of packed rows alone."""
     if isinstance(schedule, Schedule):
-        return [(count, 0, 0) for count in schedule.counts(steps)]
+        counts = Counter(dict(enumerate(schedule.counts(steps))))
+        for position in (position for position in skipped if position < steps):
+            counts.subtract(use.member for pack in schedule.packs(position) for use in pack)
+        return [(counts[member], 0, 0) for member in range(len(schedule.names))]
     held = [[0, 0, 0] for _ in schedule.names]
-    for position in range(steps):
+    for position in (position for position in range(steps) if position not in skipped):
         for use in (use for pack in schedule.packs(position) for use in pack):
             sums = held[use.member]
             sums[0] += 1
@@ -164,6 +171,7 @@ def table(held: Scheduled) -> tuple[list[str], bool]:
             f"{line.fed_tokens:11}  {100 * line.fed_tokens / max(1, tokens):6.2f}  {to_draw:>13}  {line.fed_drawn:11}  "
             f"{line.replaced:8}  {line.lost:5}" + ("  NOT AS PLANNED" if wrong else "")
         )
+    told += [event.line() for position, event in sorted(held.skipped.items()) if position < steps]
     return told, sound
 
 
@@ -173,6 +181,8 @@ def at_position(held: Scheduled, position: int) -> Iterator[str]:
     Raises: ValueError: a position that the run does not have.
     """
     replaced = {event.place: event for event in held.events}
+    if position in held.skipped:
+        yield held.skipped[position].line()
     for number, pack in enumerate(held.schedule.packs(position)):
         for slot, use in enumerate(pack):
             event = replaced.get((position, number, slot))
@@ -216,6 +226,7 @@ def of_record(held: Scheduled, key: str) -> Iterator[str]:
             for position, number, slot in uses:
                 event = replaced.get((position, number, slot))
                 instead = "" if event is None else f": not read ({event.why}), {event.by or 'nothing'} in its place"
+                instead = f": passed over ({held.skipped[position].why})" if position in held.skipped else instead
                 yield f"  position {position}, row {number}, slot {slot}{instead}"
             stands = [event for event in held.events if event.by == key and event.row == place]
             for event in stands:

@@ -9,7 +9,7 @@
 
 Frozen parameters are not in it: they come from where the architecture takes them, and the caller keeps their digest in
 the state. A folder appears by one rename, whole; without a sound state.json it is no checkpoint. Nothing is pickled.
-Rank 0 alone touches the disk, one parameter at a time, so that memory does not grow with the model.
+Rank 0 alone touches the disk, one parameter at a time unless it writes a copy beside the steps that follow (`Saver`).
 Source: DeepSpeed's own checkpoints load only where they were saved, its universal ones drop what is frozen (0.19.8).
 """
 
@@ -23,6 +23,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 
 from dataflow.build import sync, write_atomically
 from models import lora
+from pipelines.training import Execution
 from pipelines.zero import Engine
 
 if TYPE_CHECKING:
@@ -53,37 +55,74 @@ SAFETENSORS = {  # https://github.com/huggingface/safetensors#format
 }
 
 
+class Saver:
+    """Writes the checkpoints of a run, a thread of rank 0 beside the steps that follow or, told so, between steps.
+
+    Beside: what is written is copied first, whole, into the memory of rank 0's host.
+    """
+
+    def __init__(self, checkpoints: Path, engine: Engine, average: Average | None, execution: Execution) -> None:
+        self._checkpoints, self._engine, self._average, self._execution = checkpoints, engine, average, execution
+        self._pool = ThreadPoolExecutor(1, "save")
+        self._writing: tuple[Path, Future[None]] | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """The checkpoint after this many steps. Collective; at once, but for a write that is still going on.
+
+        Args:   state: JSON values, given back by `load`.
+        Raises: RuntimeError, on rank 0, when it or the one before could not be written.
+        """
+        self.wait()
+        folder = self._checkpoints / f"step-{step:06d}"
+        _create_moments(self._engine)
+        taken, contents = _steps_taken(self._engine), _contents(self._engine, self._average)
+        if torch.distributed.get_rank() > 0:
+            _walk(contents)
+            return
+        if self._execution.saves == "beside":
+            contents = [(kind, layout, [_copied(tensor) for tensor in tensors]) for kind, layout, tensors in contents]
+        self._writing = folder, self._pool.submit(self._written, folder, contents, taken, state)
+        if self._execution.saves == "between":
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk. Raises: RuntimeError when it could not be written."""
+        if self._writing is not None:
+            folder, future = self._writing
+            self._writing = None
+            try:
+                future.result()
+            except OSError as error:
+                raise RuntimeError(
+                    f"{folder} could not be written ({error}): earlier checkpoints are whole; make room, and the same "
+                    "command goes on from the newest"
+                ) from None
+
+    def look(self) -> None:
+        """Raises what `wait` does, as soon as it is known; never waits."""
+        if self._writing is not None and self._writing[1].done():
+            self.wait()
+
+    def close(self) -> None:
+        """Wait for what is being written, whatever becomes of it."""
+        self._pool.shutdown()
+
+    def _written(self, folder: Path, contents: Iterable[Content], taken: int, state: dict[str, Any]) -> None:
+        _put(folder, contents, taken, state)
+        prune(folder.parent, self._execution.keep, self._execution.keep_every)
+
+
 def save(folder: Path, engine: Engine, *, state: dict[str, Any], average: Average | None = None) -> None:
     """Write one checkpoint, all of it or nothing. Collective: every rank calls it after the same step.
 
     Args:  folder: checkpoints/step-000050. state: JSON values, given back by `load`. average: written too.
     """
     _create_moments(engine)
-    draft = folder.parent / f".saving-{folder.name}"
-    first = torch.distributed.get_rank() == 0
-    if first:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
-        draft.mkdir()
-    files = {}
-    for kind in _kinds(average):
-        with average.swapped() if average is not None and kind == AVERAGE else contextlib.nullcontext():
-            tensors = _tensors(engine, kind)
-            if first:
-                path = draft / f"{kind}.safetensors"
-                digest = _write(path, _layout(engine, kind), tensors)
-                files[path.name] = {"sha256": digest, "bytes": path.stat().st_size}
-            else:
-                for _ in tensors:
-                    pass
-    if first:
-        record = {"format": FORMAT, "optimizer_step": _steps_taken(engine), "files": files, "state": state}
-        write_atomically(draft / "state.json", json.dumps(record, indent=1, sort_keys=True).encode())
-        if folder.exists():
-            folder.rename(folder.parent / f".old-{folder.name}")
-        draft.rename(folder)
-        sync(folder.parent)
-        _sweep(folder.parent)
+    contents = _contents(engine, average)
+    if torch.distributed.get_rank() == 0:
+        _put(folder, contents, _steps_taken(engine), state)
+    else:
+        _walk(contents)
 
 
 def load(folder: Path, engine: Engine, *, average: Average | None = None) -> dict[str, Any]:
@@ -236,16 +275,63 @@ def latest(checkpoints: Path) -> Path | None:
     return newest
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints. One process calls it.
+def prune(checkpoints: Path, keep: int, every: int = 0) -> None:
+    """Remove all but the newest `keep` checkpoints and those at multiples of `every` steps. One process calls it.
 
     Raises:  ValueError when none would be kept.
     """
     if keep < 1:
         raise ValueError(f"keep={keep}: at least one checkpoint must stay; set execution.keep to 1 or more")
     for folder in sorted(_sound(checkpoints), key=_number)[:-keep]:
+        if every and _number(folder) % every == 0:
+            continue
         folder.rename(checkpoints / f".old-{folder.name}")
     _sweep(checkpoints)
+
+
+# ---- a checkpoint's files, as they are written
+
+Content = tuple[str, dict[str, tuple[torch.dtype, tuple[int, ...]]], Iterable[Tensor]]
+"""A file: its kind, type and shape of each tensor, the tensors in that order."""
+
+
+def _contents(engine: Engine, average: Average | None) -> Iterator[Content]:
+    """The files of a checkpoint, one after the other. Collective: every rank walks each to its end."""
+    for kind in _kinds(average):
+        with average.swapped() if average is not None and kind == AVERAGE else contextlib.nullcontext():
+            yield kind, _layout(engine, kind), _tensors(engine, kind)
+
+
+def _walk(contents: Iterable[Content]) -> None:
+    """What ranks do that write nothing."""
+    for *_, tensors in contents:
+        for _ in tensors:
+            pass
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """On the host, and no longer the engine's."""
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _put(folder: Path, contents: Iterable[Content], taken: int, state: dict[str, Any]) -> None:
+    """Write a checkpoint's folder. taken: steps of the optimizer."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder.parent)
+    draft = folder.parent / f".saving-{folder.name}"
+    draft.mkdir()
+    files = {}
+    for kind, layout, tensors in contents:
+        path = draft / f"{kind}.safetensors"
+        digest = _write(path, layout, tensors)
+        files[path.name] = {"sha256": digest, "bytes": path.stat().st_size}
+    record = {"format": FORMAT, "optimizer_step": taken, "files": files, "state": state}
+    write_atomically(draft / "state.json", json.dumps(record, indent=1, sort_keys=True).encode())
+    if folder.exists():
+        folder.rename(folder.parent / f".old-{folder.name}")
+    draft.rename(folder)
+    sync(folder.parent)
+    _sweep(folder.parent)
 
 
 # ---- what an engine holds: names are the module's own, values whole and float32

@@ -1,14 +1,17 @@
-"""One run of a training: its folder, the one writer it may have, and Ray Train around the loop of `worker.py`.
+"""One run of a training: its folder, the one writer it may have, and attempt after attempt until its last step.
 
     with alone(run / "lock", run.name):
         prepare(run, description)
         fit(training, run, batches, workers=4, ray_address=address)
 
-The same lines again resume: Ray restores nothing, the newest checkpoint in the folder is all there is to know.
+A worker, a node or Ray's controller that is killed ends an attempt, and the next one begins by itself; after whatever
+kills this process the same lines resume. Either goes on from the newest checkpoint, on any number of workers: it is all
+there is to know, Ray restores nothing.
 
     run/  recipe.json code.txt           what it is, and the code that ran
           checkpoints/ metrics.jsonl tensorboard/   written by rank 0
           ray/attempt-001/               what Ray keeps of each attempt, and tracebacks of ranks that failed
+              attempt.json               on how many workers, from which checkpoint, how it ended
           done.json                      written last
 """
 
@@ -17,24 +20,24 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dataflow.build import write_atomically
-from pipelines.step import one_line
+from pipelines import attempt, watched
 from pipelines.training import Training
 
 if TYPE_CHECKING:
-    from pipelines.batching import Micro
+    from pipelines.batching import Kind, Micro
 
-GROUP_TIMEOUT = 1800  # seconds a rank waits for the others in a collective; Ray's value wins over DeepSpeed's
+NODE_PATIENCE = 60.0  # seconds that a lost node is waited for before fewer workers go on
 
 
 class Batches(Protocol):
@@ -51,6 +54,11 @@ class Batches(Protocol):
         """What `Micro.fed` counts, in its order."""
         ...
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What `Micro.kinds` counts into; empty where losses are not told apart."""
+        ...
+
     def __call__(self, position: int, rank: int, world: int, micro_batch: int) -> list[Micro]:
         """This rank's micro-batches of a position, up to `micro_batch` rows each; equally many on every rank."""
         ...
@@ -59,12 +67,16 @@ class Batches(Protocol):
 def fit(training: Training, run: Path, batches: Batches, *, workers: int, ray_address: str | None) -> None:
     """Train to the last step, from the newest checkpoint if there is one. Call it under `step.alone`, after `prepare`.
 
+    What is killed is begun again, `execution.restarts` times without a new checkpoint. A run that has a checkpoint goes
+    on with fewer workers where nodes are lost and do not come back, and with all again once they do: batches, rates and
+    order are those of the position, whatever the number of workers.
+
     SIGINT and SIGTERM end the workers and raise KeyboardInterrupt; the same call goes on from the last checkpoint.
 
     Args:    workers: ranks; one CPU each, and one GPU each where there are GPUs.
              ray_address: host:port that this process is expected to be connected to; None for any.
-    Raises:  ValueError where Ray is not ready or a rank raised one, RuntimeError for every other failure of a rank:
-             rank, type and message in one line.
+    Raises:  ValueError where Ray is not ready or a rank raised one, RuntimeError for every other failure that comes
+             again: rank, type and message in one line.
     """
     import ray
 
@@ -76,16 +88,18 @@ def fit(training: Training, run: Path, batches: Batches, *, workers: int, ray_ad
     connected = ray.get_runtime_context().gcs_address
     if ray_address and re.fullmatch(r"[^/]+:\d+", ray_address) and _port(ray_address) != _port(connected):
         raise ValueError(f"this process is connected to Ray at {connected}, not at {ray_address}: connect to that one")
+    least = training.execution.least_workers
+    if least > workers:
+        raise ValueError(f"execution.least_workers={least} of {workers} workers: ask for more workers, or lower it")
     finished = run / "done.json"
-    if finished.exists():
-        print(f"done: {training.steps} steps, {finished}", flush=True)
-        return
-    run = run.resolve()
-    attempts = [int(folder.name.removeprefix("attempt-")) for folder in (run / "ray").glob("attempt-*")]
-    attempt = run / "ray" / f"attempt-{max(attempts, default=0) + 1:03d}"
-    attempt.mkdir(parents=True)
-    with _progress(run / "metrics.jsonl", training.steps):
-        _train(training, run, batches, workers, attempt)
+    if not finished.exists():
+        run = run.resolve()
+        metrics = run / "metrics.jsonl"
+        with watched.beside(training, run), _progress(metrics, training.steps), _stoppable() as signals:
+            try:
+                _attempts(training, run, batches, workers, signals)
+            except (KeyboardInterrupt, SystemExit):
+                raise KeyboardInterrupt(f"the training in {run} was stopped; the same command goes on") from None
     print(f"done: {training.steps} steps, {finished}", flush=True)
 
 
@@ -124,59 +138,63 @@ def prepare(run: Path, description: dict[str, Any]) -> None:
         write_atomically(known, (told + code).encode())
 
 
-def _train(training: Training, run: Path, batches: Batches, workers: int, attempt: Path) -> None:
-    """Ray Train around the worker's loop: one attempt, under a name of its own, so that Ray has nothing to restore."""
-    from ray.exceptions import RayActorError
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+def _attempts(training: Training, run: Path, batches: Batches, wanted: int, signals: list[int]) -> None:
+    """Attempt after attempt, until one comes to the last step."""
+    import ray
 
-    from pipelines.worker import work
-
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # how late a dead rank, or the end, is noticed
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process whose warnings nobody here hears
-    gpus = _gpus(workers)
-    trainer = TorchTrainer(
-        work,
-        train_loop_config={"training": training, "run": run, "batches": batches, "attempt": attempt},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=GROUP_TIMEOUT),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(
-            name=attempt.name,
-            storage_path=str(attempt.parent),
-            failure_config=FailureConfig(max_failures=0),
-            logging_config=LoggingConfig(log_level="CRITICAL"),
-        ),
-    )
-    stopped = KeyboardInterrupt(f"the training in {run} was stopped; the same command goes on")
-    with _stoppable() as signals:
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise _in_one_line(error, attempt) from None
-        except SystemExit:  # how Ray's own SIGINT handler leaves, once the workers are gone
-            raise stopped from None
-        except RayActorError as error:
-            if signals:
-                raise stopped from None
-            raise RuntimeError(f"Ray Train's controller died: {_squeezed(error)}; the same command goes on") from None
+    execution, since = training.execution, time.time()
+    gpus = ray.cluster_resources().get("GPU", 0) > 0
+    if attempt.newest(run) is None:
+        _roomy(wanted, gpus)
+    line, workers = "", wanted
+    while True:
+        workers = _gathered(wanted, workers, execution.least_workers, gpus)
+        if why := attempt.begin(run, workers, after=line):
+            print(why, flush=True)
+        ended = attempt.once(training, run, batches, workers=workers, wanted=wanted, gpus=gpus, since=since)
+        if signals:
+            raise KeyboardInterrupt
+        if ended is None or (run / "done.json").exists():
+            return
+        line = attempt.end(run, ended)
+        if ended.kind == "mishap" and (reason := attempt.enough(run, execution.restarts, since)):
+            raise RuntimeError(f"{line}, {reason}")
 
 
-def _gpus(workers: int) -> bool:
-    """Whether ranks get a GPU each, after a look at whether the cluster can start them at all: Ray would wait for ever.
-
-    Raises:  ValueError where it cannot.
-    """
+def _roomy(wanted: int, gpus: bool) -> None:
+    """ValueError where the cluster cannot hold a run that is to begin: Ray would wait for ever."""
     import ray
 
     has = ray.cluster_resources()
-    for resource in ("CPU", "GPU"):
+    for resource in ("CPU", "GPU") if gpus else ("CPU",):
         held = int(has.get(resource, 0))
-        if held < workers and (resource == "CPU" or held > 0):
+        if held < wanted:
             raise ValueError(
-                f"{workers} ranks need {workers} {resource}s, the Ray cluster has {held}: "
+                f"{wanted} ranks need {wanted} {resource}s, the Ray cluster has {held}: "
                 f"start fewer workers, or a cluster that declares more"
             )
-    return has.get("GPU", 0) > 0
+
+
+def _gathered(wanted: int, had: int, least: int, gpus: bool) -> int:
+    """Workers of the next attempt: all that there is room for, after a while in which what was lost may come back.
+
+    Raises:  RuntimeError where there are fewer than the least.
+    """
+    deadline, waiting = time.monotonic() + NODE_PATIENCE, False
+    while (there := min(wanted, attempt.capacity(gpus))) < had and time.monotonic() < deadline:
+        if not waiting:
+            print(
+                f"the cluster has room for {there} of {had} workers: waiting {NODE_PATIENCE:.0f} s for another node",
+                flush=True,
+            )
+        waiting = True
+        time.sleep(1.0)
+    if there < least:
+        raise RuntimeError(
+            f"the cluster has room for {there} workers, execution.least_workers={least}: "
+            "once there are nodes again, the same command goes on"
+        )
+    return there
 
 
 @contextlib.contextmanager
@@ -189,6 +207,8 @@ def _stoppable() -> Iterator[list[int]]:
 
     def note(number: int, _: Any) -> None:
         signals.append(number)
+        if not callable(signal.getsignal(signal.SIGINT)):  # of a command that was begun deaf to Ctrl-C
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -200,32 +220,9 @@ def _stoppable() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _in_one_line(error: Exception, attempt: Path) -> Exception:
-    """The error of the rank that failed first of itself: the others only lost their connection to it."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    if not failures:
-        return RuntimeError(f"Ray Train failed: {_squeezed(error)}")
-
-    def collateral(rank: int) -> bool:
-        return any(word in str(failures[rank]) for word in ("Connection closed by peer", "Connection reset", "NCCL"))
-
-    rank = min(failures, key=lambda rank: (collateral(rank), rank))
-    cause = failures[rank]
-    trace = attempt / f"rank-{rank}.txt"
-    where = f" (traceback: {trace})" if trace.exists() else ""
-    message = f"rank {rank}: {type(cause).__name__}: {_squeezed(cause)}{where}"
-    return ValueError(message) if isinstance(cause, ValueError) else RuntimeError(message)
-
-
 def _port(address: str) -> str:
     """What tells clusters apart: a host has several names."""
     return address.rpartition(":")[2]
-
-
-def _squeezed(error: Exception) -> str:
-    """Its message in one line, at most 500 characters."""
-    text = one_line(error)
-    return text if len(text) <= 500 else text[:500] + " ..."
 
 
 @contextlib.contextmanager

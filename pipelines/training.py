@@ -55,17 +55,48 @@ class Execution:
     dtype: Literal["float32", "bfloat16"] = "float32"
     decode_threads: int = 0  # of each rank, that decode its pictures; 0: while a step runs, one decodes the next
     features: Literal["computed", "stored"] = "computed"  # of frozen encoders; `interlace measure` stores them
+    recompute: Literal["none", "layers"] = "none"  # layers: backward runs each again, so activations of one are kept
     save_every: int = 50  # steps between checkpoints
+    saves: Literal["beside", "between"] = "beside"  # the steps: rank 0 holds a copy while it writes; between: no copy
     keep: int = 2  # newest checkpoints kept
+    keep_every: int = 0  # steps; checkpoints at their multiples stay for good; 0: none does
+    patience: int = 600  # seconds that a rank may stand still before the run is ended
+    restarts: int = 3  # attempts that are begun by themselves after one was killed, without a new checkpoint between
+    least_workers: int = 1  # that a run goes on with while the cluster lacks nodes
     shards: Literal["trusted", "checked"] = "trusted"  # checked: hashed when first read, as a store's always are
     max_replaced: int = 100  # records of one source that could not be read, each counted once, before a run stops
+    sample_every: int = 0  # steps between answers to `prompts`, each from the next checkpoint; 0: none
+    prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         whole(self, "zero_stage", least=0, most=3)
         whole(self, "micro_batch")
-        whole(self, "save_every", "keep", most=STEPS)
+        whole(self, "save_every", "keep", "patience", "least_workers", most=STEPS)
+        whole(self, "keep_every", "restarts", least=0, most=STEPS)
         whole(self, "decode_threads", least=0, most=1024)
-        whole(self, "max_replaced", least=0, most=STEPS)
+        whole(self, "max_replaced", "sample_every", least=0, most=STEPS)
+        if not all(prompt.strip() for prompt in self.prompts):
+            raise refused(self, "prompts", "must be words, none of them empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spikes:
+    """Which steps are undone: the run goes back to its newest checkpoint and passes over their positions.
+
+    A step is one where its loss or its gradient's norm is no finite number, or lies more than `sigmas` deviations over
+    the mean of the last `window` steps; the first `window` steps are judged by finiteness alone.
+    most: positions passed over before the run ends.
+    Source: OLMo-core's skipped steps, 6 deviations over 128 steps; PaLM section 5.1, which goes back and skips data.
+    """
+
+    sigmas: float = 6.0
+    window: int = 128
+    most: int = 10
+
+    def __post_init__(self) -> None:
+        over_zero(self, "sigmas")
+        whole(self, "window", least=2, most=100_000)
+        whole(self, "most", most=STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +125,7 @@ class Training:
     steps: optimizer steps; None: as many as the amounts of the mixture last for, which takes built corpora to tell.
     start_from: the training, or the folder of a run, whose last weights this one begins with; optimizer and schedule
     are new.
+    spikes: steps to undo; None: a step that is not finite ends the run, nothing else is judged.
     """
 
     name: str
@@ -106,6 +138,7 @@ class Training:
     packing: Packing | None = None
     seed: int = 0
     start_from: Training | Weights | None = None
+    spikes: Spikes | None = None
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:

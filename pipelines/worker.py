@@ -8,49 +8,38 @@ resumed run repeats the interrupted one to the last digit.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
 import os
+import statistics
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from dataflow.build import write_atomically
-from dataflow.reader import Replaced, event_line, events_digest, made_ahead, read_events
+from dataflow.reader import Replaced, Skipped, event_line, events_digest, made_ahead, read_events, read_skips
 from models.interface import Architecture
-from pipelines import checkpoint, features, zero
+from pipelines import checkpoint, features, learning, zero
 from pipelines.average import Average
 from pipelines.batching import Micro, RecordBatches
+from pipelines.journal import Journal, journal
 from pipelines.step import alone
+from pipelines.symmetry import Symmetry
 from pipelines.train import Batches
 from pipelines.training import Training
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from pipelines.watchdog import Watchdog
 
 LEFTOVER_WRITER = 120.0  # seconds the ranks of a killed driver may take to go
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """One optimizer step. Means and counts over all ranks and micro-batches; None: nothing of it was in the step."""
-
-    losses: dict[str, float | None]
-    total: float
-    counts: dict[str, int]
-    fed: dict[str, int]  # records each source gave
-    tokens: dict[str, int]  # and their tokens
-    drawn: dict[str, int]  # of these, tokens of pictures that are answers
-    replaced: list[Replaced]  # records that could not be read
-    norm: float  # of the gradient, before clipping
 
 
 def work(config: dict[str, Any]) -> None:
@@ -64,22 +53,22 @@ def work(config: dict[str, Any]) -> None:
 
 def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> None:
     rank, world = distributed.get_rank(), distributed.get_world_size()
-    execution, steps = training.execution, training.steps
-    assert steps is not None
+    execution = training.execution
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before any collective: NCCL would meet on device 0
     else:
         torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(attempt, rank, world, execution.patience).watching())
         if rank == 0:  # the ranks of a driver that was killed may still be writing
             stack.enter_context(alone(run / "ray" / "lock", run.name, patience=LEFTOVER_WRITER))
         architecture: Architecture = training.architecture.build()
         told, _ = checkpoint.begin(run, architecture.module)
         if told and rank == 0:
             print(told, flush=True)
-        known = read_events(run / "events.jsonl")
+        replaced = read_events(run / "events.jsonl")
         if isinstance(batches, RecordBatches):
-            batches = replace(batches, known=tuple(known))
+            batches = dataclasses.replace(batches, known=tuple(replaced))
         digests = {
             "batches": batches.digest,
             "encoder": _digest(architecture.encoder.state_dict().items()),
@@ -103,153 +92,226 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
         architecture.encoder.to(engine.device).eval().requires_grad_(False)
         decay = training.optimizer.average
         average = None if decay is None else Average(engine, decay)
-        start, losses = _resume(run, engine, average, digests, known)
-
-        journal = stack.enter_context(_journal(run, start)) if rank == 0 else None
-
-        def fetch(position: int) -> list[Micro]:
-            return batches(position, rank, world, execution.micro_batch)
-
-        events = list(known)
-        ahead = stack.enter_context(contextlib.closing(made_ahead(fetch, range(start, steps), ahead=1)))
-        for position in range(start, steps):
-            began = time.perf_counter()
-            items = next(ahead)
-            waited = time.perf_counter() - began
-            _seed(training.seed, position, rank)
-            rate = zero.rate(training.optimizer, position, steps)
-            outcome = _step(engine, architecture, items, batches.sources, position, rate, run)
-            if average is not None:
-                average.update(position + 1)
-            events += outcome.replaced
-            _within_budget(events, execution.max_replaced)
-            losses = outcome.losses
-            if journal is not None:
-                seconds = {"seconds": time.perf_counter() - began, "data_seconds": waited}
-                journal.add(position + 1, outcome, rate, seconds, attempt)
-            if not math.isfinite(outcome.total + outcome.norm):
-                raise ValueError(
-                    f"step {position + 1}: losses {outcome.losses}, gradient norm {outcome.norm}: must be finite; "
-                    f"lower optimizer.learning_rate or optimizer.clip, or look at the records of position {position}; "
-                    "checkpoints of earlier steps are untouched"
-                )
-            if (position + 1) % execution.save_every == 0 or position + 1 == steps:
-                state = {
-                    "step": position + 1,
-                    "position": position + 1,
-                    "digests": digests,
-                    "events": events_digest(events, position + 1),
-                    "losses": losses,
-                }
-                folder = run / "checkpoints" / f"step-{position + 1:06d}"
-                checkpoint.save(folder, engine, state=state, average=average)
-                if rank == 0:
-                    checkpoint.prune(run / "checkpoints", execution.keep)
+        saver = stack.enter_context(
+            contextlib.closing(checkpoint.Saver(run / "checkpoints", engine, average, execution))
+        )
+        loop = Loop(
+            training=training,
+            run=run,
+            batches=batches,
+            attempt=attempt,
+            architecture=architecture,
+            engine=engine,
+            average=average,
+            digests=digests,
+            watchdog=watchdog,
+            symmetry=Symmetry(engine.module, engine.device, lambda position: _read_at(batches, position)),
+            saver=saver,
+            events=[*replaced, *read_skips(run / "events.jsonl")],
+        )
+        loop.resume()
+        loop.journal = stack.enter_context(journal(run, loop.position)) if rank == 0 else None
+        while loop.position < loop.steps:
+            loop.go_on()
+        watchdog.at("waits for the last checkpoint")
+        saver.wait()
         if rank == 0:
-            done = json.dumps({"steps": steps, "losses": losses}, indent=1) + "\n"
+            done = json.dumps({"steps": loop.steps, "losses": loop.losses}, indent=1) + "\n"
             write_atomically(run / "done.json", done.encode())
         distributed.barrier()
 
 
-def _step(
-    engine: zero.Engine,
-    architecture: Architecture,
-    items: list[Micro],
-    sources: tuple[str, ...],
-    position: int,
-    rate: float,
-    run: Path,
-) -> Outcome:
-    """Forward and backward over this rank's micro-batches, then one optimizer step."""
-    world = distributed.get_world_size()
-    held = everywhere(architecture, items, len(sources), engine.device)
-    if held.items != world * len(items) or not items:
-        raise ValueError(
-            f"position {position} gives this rank {len(items)} micro-batches and {world} ranks {held.items} together: "
-            "every rank needs equally many, at least one; pad with micro-batches without targets"
+@dataclass(kw_only=True)
+class Loop:
+    """The steps of one rank, from a position on. All that it decides by is the same on every rank."""
+
+    training: Training
+    run: Path
+    batches: Batches
+    attempt: Path
+    architecture: Architecture
+    engine: zero.Engine
+    average: Average | None
+    digests: dict[str, str]
+    watchdog: Watchdog
+    symmetry: Symmetry
+    saver: checkpoint.Saver
+    events: list[Replaced | Skipped]
+    journal: Journal | None = None
+    position: int = 0
+    losses: dict[str, float | None] = field(default_factory=dict)
+    recent: list[tuple[float, float]] = field(default_factory=list)  # total loss and norm of the last steps
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training."""
+        assert self.training.steps is not None
+        return self.training.steps
+
+    def resume(self) -> bool:
+        """Take the newest checkpoint: position, losses, what is to be judged by. False where there is none.
+
+        Raises:  ValueError when it was made on other data, or beside other frozen weights.
+        """
+        self.watchdog.at("resumes")
+        self.saver.wait()
+        newest = [str(checkpoint.latest(self.run / "checkpoints") or "")]
+        distributed.broadcast_object_list(newest, src=0, device=self.engine.device)
+        if not newest[0]:
+            return False
+        state = checkpoint.load(Path(newest[0]), self.engine, average=self.average)
+        for name, digest in self.digests.items():
+            if state["digests"][name] != digest:
+                raise ValueError(
+                    f"{newest[0]} was made with {name} {state['digests'][name]}, this training has {name} {digest}: "
+                    "a run resumes with what it was begun with; restore that, or take another run folder"
+                )
+        if state["events"] != events_digest(self.events, state["position"]):
+            raise ValueError(
+                f"{self.run / 'events.jsonl'} does not tell what was replaced up to position {state['position']} as "
+                f"{newest[0]} has it: restore the file"
+            )
+        self.position, self.losses = state["position"], state["losses"]
+        self.recent = [(total, norm) for total, norm in state.get("recent", ())]
+        return True
+
+    def go_on(self) -> None:
+        """Step to the last position, or until a step is undone: then the position is that of a checkpoint before it."""
+        rank, world = distributed.get_rank(), distributed.get_world_size()
+        passed = {event.position for event in self.events if isinstance(event, Skipped)}
+        positions = [position for position in range(self.position, self.steps) if position not in passed]
+
+        def begin(position: int) -> Callable[[], list[Micro]]:
+            return partial(self.batches, position, rank, world, self.training.execution.micro_batch)
+
+        saving = 0.0
+        with contextlib.closing(made_ahead(begin, positions, ahead=1)) as ahead:
+            for position in positions:
+                began = time.perf_counter()
+                self.watchdog.at(f"reads the records of position {position}")
+                items = next(ahead)
+                waited = time.perf_counter() - began
+                self.watchdog.at(f"trains position {position}")
+                outcome, rate = self._step(items, position)
+                wrong = self._wrong(outcome)
+                if wrong:
+                    self._undo(position, wrong)
+                    return
+                self.losses = outcome.losses
+                if self.journal is not None:
+                    now = time.perf_counter()
+                    seconds = {"seconds": now - began, "data_seconds": waited, "save_seconds": saving}
+                    self.journal.add(position + 1, outcome, rate, seconds, self.attempt)
+                self.position = position + 1
+                saving = self._saved() if self.position % self.training.execution.save_every == 0 else 0.0
+        if self.position < self.steps or self.steps % self.training.execution.save_every:
+            self.position = self.steps
+            self._saved()
+
+    def _step(self, items: list[Micro], position: int) -> tuple[learning.Outcome, float]:
+        """Forward and backward over this rank's micro-batches, then one optimizer step; and its learning rate."""
+        training, world = self.training, distributed.get_world_size()
+        sources, kinds = self.batches.sources, self.batches.kinds
+        _seed(training.seed, position, distributed.get_rank())
+        held = learning.everywhere(self.architecture, items, len(sources), self.engine.device)
+        if held.items != world * len(items) or not items:
+            raise ValueError(
+                f"position {position} gives this rank {len(items)} micro-batches and {world} ranks {held.items} "
+                "together: every rank needs equally many, at least one; pad with micro-batches without targets"
+            )
+        replaced = _tell(self.run, items) if held.unread else []
+        self.symmetry.begin(position)
+        learned = learning.learn(self.engine, self.architecture, items, held.counts, len(kinds))
+        self.symmetry.end()
+        rate = zero.rate(training.optimizer, position, self.steps)
+        norm = zero.step(self.engine, rate)
+        if self.average is not None:
+            self.average.update(position + 1)
+        learned = learned.everywhere()
+        means = {
+            name: value / count if count else None
+            for (name, count), value in zip(held.counts.items(), learned.sums.tolist(), strict=True)
+        }
+        self.events += replaced
+        _within_budget(self.events, training.execution.max_replaced)
+        weights = self.architecture.weights
+        outcome = learning.Outcome(
+            losses=means,
+            total=sum(weights[name] * mean for name, mean in means.items() if mean is not None),
+            counts=held.counts,
+            fed=learning.by_source(sources, held.fed),
+            tokens=learning.by_source(sources, held.tokens),
+            drawn=learning.by_source(sources, held.drawn),
+            places=held.places,
+            norm=norm,
+            by=learned.by(kinds, list(held.counts)),
         )
-    replaced = _tell(run, items) if held.unread else []
-    sums = learn(engine, architecture, items, held.counts)
-    norm = zero.step(engine, rate)
-    distributed.all_reduce(sums)
-    means = {
-        name: value / count if count else None
-        for (name, count), value in zip(held.counts.items(), sums.tolist(), strict=True)
-    }
-    return Outcome(
-        losses=means,
-        total=sum(architecture.weights[name] * mean for name, mean in means.items() if mean is not None),
-        counts=held.counts,
-        fed=_by_source(sources, held.fed),
-        tokens=_by_source(sources, held.tokens),
-        drawn=_by_source(sources, held.drawn),
-        replaced=replaced,
-        norm=norm,
-    )
+        return outcome, rate
 
+    def _wrong(self, outcome: learning.Outcome) -> str:
+        """Why a step must not stand; "" where it may, and later ones are judged by it."""
+        losses = " ".join(f"{name} {loss:.4g}" for name, loss in outcome.losses.items() if loss is not None)
+        told = f"losses {losses}, gradient norm {outcome.norm:.4g}"
+        if not math.isfinite(outcome.total + outcome.norm):
+            return f"{told}: must be finite"
+        spikes = self.training.spikes
+        if spikes is None:
+            return ""
+        if len(self.recent) == spikes.window:
+            for name, value, before in zip(
+                ("loss", "gradient norm"), (outcome.total, outcome.norm), zip(*self.recent, strict=True), strict=True
+            ):
+                mean, deviation = statistics.fmean(before), statistics.pstdev(before)
+                if value > mean + spikes.sigmas * deviation:
+                    return (
+                        f"{told}: its {name} is over {mean:.4g} + {spikes.sigmas:g} x {deviation:.4g} of the "
+                        f"{spikes.window} steps before (spikes.sigmas)"
+                    )
+        self.recent = [*self.recent, (outcome.total, outcome.norm)][-spikes.window :]
+        return ""
 
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """What a position holds over all ranks and micro-batches; fed, tokens, drawn: of each source, as `Micro` has them.
+    def _undo(self, position: int, wrong: str) -> None:
+        """Back to the newest checkpoint; the position will be passed over, as events.jsonl says from now on.
 
-    items: micro-batches. unread: records that could not be read. counts: targets of each modality.
-    """
+        Raises:  ValueError where nothing is to be undone, or too much was, or there is no checkpoint.
+        """
+        spikes = self.training.spikes
+        if spikes is None:
+            raise ValueError(
+                f"step {position + 1}: {wrong}; lower optimizer.learning_rate or optimizer.clip, look at the records "
+                f"of position {position}, or set spikes to pass over it; checkpoints of earlier steps are untouched"
+            )
+        skipped = Skipped(position=position, why=wrong)
+        passed = sum(isinstance(event, Skipped) for event in self.events)
+        if passed == spikes.most:
+            raise ValueError(
+                f"{skipped.line()}; it would be one more than spikes.most={spikes.most}: lower "
+                "optimizer.learning_rate, or look at the records of the positions in events.jsonl"
+            )
+        self.events.append(skipped)
+        if distributed.get_rank() == 0:
+            _append(self.run, [skipped])
+        distributed.barrier()
+        if not self.resume():
+            raise ValueError(
+                f"{skipped.line()}; there is no checkpoint yet to go back to: the same command begins again without "
+                "it, a smaller execution.save_every loses less"
+            )
 
-    items: int
-    unread: int
-    counts: dict[str, int]
-    fed: list[int]
-    tokens: list[int]
-    drawn: list[int]
-
-
-def everywhere(architecture: Architecture, items: list[Micro], sources: int, device: torch.device) -> Held:
-    """What all ranks hold together, in one all-reduce. Collective; ranks may disagree in how many items they have."""
-    names = list(architecture.weights)
-    counts = [architecture.counts(item.batch) for item in items]
-    learned = [sum(count[name] for count in counts) for name in names]
-    given = [sum(item.fed[place] for item in items) for place in range(sources)]
-    taken = [sum(item.tokens[place] for item in items if item.tokens) for place in range(sources)]
-    drawn = [sum(item.drawn[place] for item in items if item.drawn) for place in range(sources)]
-    table = torch.tensor(
-        [len(items), sum(len(item.replaced) for item in items), *learned, *given, *taken, *drawn], device=device
-    )
-    distributed.all_reduce(table)
-    number, unread, *told = table.tolist()
-    shared, of_sources = told[: len(names)], told[len(names) :]
-    fed, tokens, answers = (of_sources[place * sources : (place + 1) * sources] for place in range(3))
-    return Held(
-        items=number,
-        unread=unread,
-        counts=dict(zip(names, shared, strict=True)),
-        fed=fed,
-        tokens=tokens,
-        drawn=answers,
-    )
-
-
-def learn(engine: zero.Engine, architecture: Architecture, items: list[Micro], counts: dict[str, int]) -> Tensor:
-    """Forward and backward over this rank's micro-batches: the gradients of a whole step. Collective.
-
-    The loss of the step is sum over modalities of weight * (sum over everything) / (count over everything), so how rows
-    are dealt to micro-batches and ranks does not show in it. DeepSpeed averages gradients over ranks: hence `world`.
-
-    Args:     counts: targets of each modality over all ranks and micro-batches of the step; 0 is safe.
-    Returns:  this rank's sum of each loss, float64[modalities] in the order of `counts`.
-    """
-    world, device, weights = distributed.get_world_size(), engine.device, architecture.weights
-    factors = {name: weights[name] * world / max(count, 1) for name, count in counts.items()}
-    sums = torch.zeros(len(counts), dtype=torch.float64, device=device)
-    for index, item in enumerate(items):
-        there = item.batch.to(device)
-        with torch.no_grad():
-            given = architecture.encode(there) if item.parts is None else architecture.together(item.parts, there)
-        losses: dict[str, Tensor] = engine(there, given, item.draw)
-        total = sum(losses[name].float() * factor for name, factor in factors.items())
-        assert isinstance(total, Tensor)
-        zero.backward(engine, total, last=index == len(items) - 1)
-        sums += torch.stack([losses[name].detach().double() for name in counts])
-    return sums
+    def _saved(self) -> float:
+        """A checkpoint of the position; the seconds that this loop stood still for it."""
+        began = time.perf_counter()
+        self.watchdog.at(f"saves step {self.position}")
+        state = {
+            "step": self.position,
+            "position": self.position,
+            "digests": self.digests,
+            "events": events_digest(self.events, self.position),
+            "losses": self.losses,
+            "recent": self.recent,
+        }
+        self.saver.save(self.position, state)
+        return time.perf_counter() - began
 
 
 def _tell(run: Path, items: list[Micro]) -> list[Replaced]:
@@ -258,18 +320,24 @@ def _tell(run: Path, items: list[Micro]) -> list[Replaced]:
     distributed.all_gather_object(heard, [event for item in items for event in item.replaced])
     events = sorted((event for told in heard for event in told), key=lambda event: event.place)
     if distributed.get_rank() == 0:
-        with (run / "events.jsonl").open("a") as stream:
-            stream.write("".join(map(event_line, events)))
-            stream.flush()
-            os.fsync(stream.fileno())
-        for event in events:
-            print(event.line(), flush=True)
+        _append(run, events)
     distributed.barrier()
     return events
 
 
-def _within_budget(events: list[Replaced], most: int) -> None:
+def _append(run: Path, events: Sequence[Replaced | Skipped]) -> None:
+    """To the run's events, on the disk, and told."""
+    with (run / "events.jsonl").open("a") as stream:
+        stream.write("".join(map(event_line, events)))
+        stream.flush()
+        os.fsync(stream.fileno())
+    for event in events:
+        print(event.line(), flush=True)
+
+
+def _within_budget(told: list[Replaced | Skipped], most: int) -> None:
     """ValueError: more records of a source could not be read than a run goes on without."""
+    events = [event for event in told if isinstance(event, Replaced)]
     if events:
         unread = {(event.source, event.key) for event in events}  # once, in however many passes
         (source, count), *_ = Counter(source for source, _ in unread).most_common(1)
@@ -281,35 +349,17 @@ def _within_budget(events: list[Replaced], most: int) -> None:
             )
 
 
-def _by_source(sources: tuple[str, ...], fed: list[int]) -> dict[str, int]:
-    """Records by source; a source may stand in a mixture twice."""
-    return {source: sum(n for name, n in zip(sources, fed, strict=True) if name == source) for source in sources}
-
-
-def _resume(
-    run: Path, engine: zero.Engine, average: Average | None, digests: dict[str, str], known: list[Replaced]
-) -> tuple[int, dict[str, float | None]]:
-    """Load the newest checkpoint. Returns the position to go on from and the losses at it; 0 and none at a beginning.
-
-    Raises:  ValueError when the checkpoint was made on other data, or beside other frozen weights.
-    """
-    newest = [str(checkpoint.latest(run / "checkpoints") or "")]
-    distributed.broadcast_object_list(newest, src=0, device=engine.device)
-    if not newest[0]:
-        return 0, {}
-    state = checkpoint.load(Path(newest[0]), engine, average=average)
-    for name, digest in digests.items():
-        if state["digests"][name] != digest:
-            raise ValueError(
-                f"{newest[0]} was made with {name} {state['digests'][name]}, this training has {name} {digest}: "
-                "a run resumes with what it was begun with; restore that, or take another run folder"
-            )
-    if state["events"] != events_digest(known, state["position"]):
-        raise ValueError(
-            f"{run / 'events.jsonl'} does not tell what was replaced up to position {state['position']} as "
-            f"{newest[0]} has it: restore the file"
-        )
-    return state["position"], state["losses"]
+def _read_at(batches: Batches, position: int) -> str:
+    """The shards that this rank reads at a position; of batches without any, their sources."""
+    if not isinstance(batches, RecordBatches):
+        return ", ".join(batches.sources)
+    reader, found = batches.reader, dict[str, None]()
+    packs = batches.schedule.packs(position)
+    mine = batches.deal(position, distributed.get_rank(), distributed.get_world_size())
+    for use in (use for number in mine if number >= 0 for use in packs[number]):
+        corpus = reader.corpora[use.member]
+        found[f"{reader.schedule.names[use.member]}/{corpus.part(corpus.shard(use.row)).path.name}"] = None
+    return ", ".join(found) or "nothing"
 
 
 def _agree(digests: dict[str, str]) -> None:
@@ -337,46 +387,3 @@ def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 def _seed(seed: int, position: int, rank: int) -> None:
     """Whatever draws from torch's global state (dropout in a pretrained part) is a function of the position, too."""
     torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {position} {rank}".encode()).digest()[:8], "big") >> 1)
-
-
-@dataclass(frozen=True)
-class Journal:
-    """metrics.jsonl, a line per step in full precision, and the same as TensorBoard scalars."""
-
-    lines: TextIO
-    board: SummaryWriter
-
-    def add(self, step: int, outcome: Outcome, rate: float, seconds: dict[str, float], attempt: Path) -> None:
-        """step: optimizer steps taken, this one included."""
-        line = {
-            "step": step,
-            "losses": outcome.losses,
-            "total": outcome.total,
-            "counts": outcome.counts,
-            "fed": outcome.fed,
-            "tokens": outcome.tokens,
-            "drawn": outcome.drawn,
-            "rate": rate,
-            "norm": outcome.norm,
-            **seconds,
-            "attempt": int(attempt.name.removeprefix("attempt-")),
-        }
-        self.lines.write(json.dumps(line) + "\n")
-        self.lines.flush()
-        scalars = {f"loss/{name}": loss for name, loss in outcome.losses.items() if loss is not None}
-        scalars |= {"total": outcome.total, "rate": rate, "norm": outcome.norm, **seconds}
-        for name, value in scalars.items():
-            self.board.add_scalar(name, value, step)
-
-
-@contextlib.contextmanager
-def _journal(run: Path, start: int) -> Iterator[Journal]:
-    """Append to the journal, from after its last whole line: a killed rank may have left half of one."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    path = run / "metrics.jsonl"
-    path.touch()
-    with path.open("rb+") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)
-    with path.open("a") as lines, SummaryWriter(str(run / "tensorboard"), purge_step=start + 1) as board:
-        yield Journal(lines, board)

@@ -12,6 +12,7 @@ Source: DeepSpeed 0.19.8 (runtime/engine.py, runtime/zero), read and run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import logging
@@ -26,8 +27,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, distributed, nn
 from torch._C._distributed_c10d import HashStore
+from torch.utils.checkpoint import checkpoint
 
-from models.interface import Batch, Care, Draw
+from models.interface import Batch, Care, Draw, Each, Losses
 from pipelines.training import AdamW, Execution
 
 PERSISTENT = 100_000  # elements: at stage 3, smaller parameters stay whole on every rank
@@ -41,7 +43,7 @@ class Engine(Protocol):
     optimizer: Any
     device: torch.device
 
-    def __call__(self, batch: Batch, features: Tensor, draw: Draw) -> dict[str, Tensor]: ...
+    def __call__(self, batch: Batch, features: Tensor, draw: Draw) -> tuple[dict[str, Tensor], dict[str, Each]]: ...
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None: ...
     def backward(self, loss: Tensor, *, scale_wrt_gas: bool) -> Tensor: ...
     def step(self) -> None: ...
@@ -59,7 +61,7 @@ def engine(
     rows_per_rank_micro: int,
     accumulation: int,
 ) -> Engine:
-    """The module under ZeRO. From here on `engine(batch, features, draw)` gives the sums as a plain dict.
+    """The module under ZeRO. From here on `engine(batch, features, draw)` gives `Losses.sums` and `Losses.each`.
 
     Collective: every rank calls it with the same module; rank 0's weights win. The module is changed in place.
 
@@ -76,7 +78,9 @@ def engine(
         )
     deepspeed = library()
     join()
-    module.register_forward_hook(_sums)  # before DeepSpeed's own hooks, so that these see the dict
+    if execution.recompute == "layers":
+        recompute(module)
+    module.register_forward_hook(_opened)  # before DeepSpeed's own hooks, so that these see what is inside
     adamw = torch.optim.AdamW(
         _groups(module, optimizer, care),
         lr=optimizer.learning_rate,
@@ -89,6 +93,20 @@ def engine(
         built, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=settings)
     built.train()
     return built
+
+
+def recompute(module: nn.Module) -> None:
+    """Layers keep their inputs alone and run again in the backward pass; ValueError where there are none that can.
+
+    transformers' layers and diffusers' networks ask the same two attributes.
+    """
+    again = functools.partial(checkpoint, use_reentrant=False)
+    layers: list[Any] = [part for part in module.modules() if hasattr(part, "gradient_checkpointing")]
+    if not layers:
+        raise ValueError(f"execution.recompute=layers: {type(module).__name__} has no layers that can: use none")
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = again
 
 
 def _groups(module: nn.Module, optimizer: AdamW, care: Callable[[str], Care]) -> list[dict[str, Any]]:
@@ -108,6 +126,16 @@ def _groups(module: nn.Module, optimizer: AdamW, care: Callable[[str], Care]) ->
         }
         for treated, parameters in groups.items()
     ]
+
+
+def begin(engine: Engine) -> None:
+    """Before the first forward pass of a step. What no backward of it reaches has the gradient zero, and is stepped.
+
+    At stages 0 to 2 a gradient that is missing is zero to DeepSpeed. At stage 3 it would be that of the last step that
+    had one: its buffer, in which a step's first micro-batch overwrites what it reaches and the others add, is cleared.
+    """
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.grad_partitions_flat_buffer.zero_()
 
 
 def backward(engine: Engine, total: Tensor, *, last: bool) -> None:
@@ -182,9 +210,12 @@ def join() -> None:
     os.environ.setdefault("LOCAL_RANK", "0")
 
 
-def _sums(module: nn.Module, inputs: tuple[Any, ...], losses: Any) -> dict[str, Tensor]:
-    """DeepSpeed hangs its backward hooks on tensors in tuples, lists and dicts; it does not see into Losses."""
-    return dict(losses.sums)
+def _opened(module: nn.Module, inputs: tuple[Any, ...], losses: Losses) -> tuple[dict[str, Tensor], dict[str, Each]]:
+    """DeepSpeed hangs its backward hooks on tensors in tuples, lists and dicts; it does not see into Losses or Each.
+
+    Of an Each it should not: at stage 3 it counts on a gradient for every tensor that it finds.
+    """
+    return dict(losses.sums), dict(losses.each)
 
 
 def _settings(

@@ -2,7 +2,8 @@
 
 Each architecture, tiny, at each stage, goes through every pattern of which rank has which kind of record, with one and
 with two micro-batches. Batches, counts, forward, backward and step are the training loop's own; the reference is the
-same module in one process, without DeepSpeed, and phantoms have no part in it. A pair of processes lives through all
+same module in one process, without DeepSpeed, and phantoms have no part in it. Where no rank draws, what draws is left
+out, as the loop does. A pair of processes lives through all
 (`ranks.py`).
 
     error   the largest difference of a gradient, of a weight after the step, of the loss or of the gradient's norm,
@@ -20,9 +21,9 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import remedies
@@ -36,7 +37,7 @@ from torch import Tensor, distributed, nn
 from dataflow.record import Image, Lineage, Media, Message, Record, Text
 from models.configs import LLaVAFusion, LMFusion, MetaMorph, MetaQuery, Transfusion, Visualizer
 from models.interface import Architecture
-from pipelines import checkpoint, worker, zero
+from pipelines import checkpoint, learning, zero
 from pipelines.batching import Micro, collate, prepared
 from pipelines.training import AdamW, Execution
 
@@ -45,6 +46,7 @@ RATE = 0.1
 OPTIMIZER = AdamW(learning_rate=RATE, eps=1e-2, weight_decay=0.1, clip=0.5)  # eps: a step is smooth where gradients are
 LIMIT = 600.0  # seconds of an architecture at a stage; it takes 40 beside other work
 ROWS, LENGTH = 2, 256  # of a micro-batch
+Recompute = Literal["none", "layers"]
 
 ARCHITECTURES: dict[str, Any] = {
     "transfusion": Transfusion(backbone=parts.LLAMA, canvas=parts.PIXELS, coder=parts.UNET_CODER),
@@ -130,8 +132,11 @@ class Error(NamedTuple):
 # ---- what the ranks do
 
 
-def checked(name: str, stage: Stage, chosen: Sequence[Case]) -> list[Error]:
-    """The error of each case of an architecture at a stage, as this rank sees it. Collective."""
+def checked(name: str, stage: Stage, chosen: Sequence[Case], recompute: Recompute = "none") -> list[Error]:
+    """The error of each case of an architecture at a stage, as this rank sees it. Collective.
+
+    Args:   recompute: of the ranks; the reference keeps all its activations.
+    """
     config = ARCHITECTURES[name]
     wanted = references(name, tuple(chosen))
     zero.PERSISTENT = 0  # so that stage 3 parts even tiny parameters
@@ -139,7 +144,7 @@ def checked(name: str, stage: Stage, chosen: Sequence[Case]) -> list[Error]:
     engine = zero.engine(
         architecture.module,
         OPTIMIZER,
-        Execution(zero_stage=stage, micro_batch=ROWS),
+        Execution(zero_stage=stage, micro_batch=ROWS, recompute=recompute),
         care=architecture.care,
         rows_per_rank_micro=ROWS,
         accumulation=max(len(case.kinds[0]) for case in chosen),
@@ -173,19 +178,27 @@ def together(engine: zero.Engine, architecture: Architecture, config: Any, case:
     rank = distributed.get_rank()
     trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
     items = [micro(config, kind, rank, place) for place, kind in enumerate(case.kinds[rank])]
-    everywhere = worker.everywhere(architecture, items, 1, engine.device)
-    sums = worker.learn(engine, architecture, items, everywhere.counts)
+    draws = any(drawing(config, kind) for of_rank in case.kinds for kind in of_rank)
+    items = [replace(item, batch=replace(item.batch, draws=draws)) for item in items]
+    everywhere = learning.everywhere(architecture, items, 1, engine.device)
+    learned = learning.learn(engine, architecture, items, everywhere.counts).everywhere()
     gradients = {}
     for name, parameter in trained.items():
         gradient = safe_get_full_grad(parameter)
         gradients[name] = torch.zeros(()) if gradient is None else gradient.clone()
     norm = zero.step(engine, RATE)
-    distributed.all_reduce(sums)
     gathered = zero.library().zero.GatheredParameters
     with gathered(list(trained.values()), enabled=engine.zero_optimization_stage() == 3):
         weights = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    losses = [value / max(count, 1) for value, count in zip(sums.tolist(), everywhere.counts.values(), strict=True)]
+    losses = [
+        value / max(count, 1) for value, count in zip(learned.sums.tolist(), everywhere.counts.values(), strict=True)
+    ]
     return Learned(gradients=gradients, weights=weights, losses=losses, norm=norm)
+
+
+def drawing(config: Any, kind: str) -> bool:
+    """Whether a micro-batch of this kind may have drawn pictures."""
+    return KINDS[kind][0] in getattr(config, "drawing", config.tasks)
 
 
 @cache

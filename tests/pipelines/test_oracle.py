@@ -23,7 +23,10 @@ SAMPLE = [
     oracle.Case(kinds=(("nothing", "both"), ("drawn", "nothing"))),
     oracle.Case(kinds=(("nothing",), ("nothing",))),
 ]
-READING = oracle.Case(kinds=(("read", "drawn"), ("text", "both")))  # of architectures that learn from text
+OF_TEXT = [  # of architectures that learn from it; in the last one no rank draws, after steps in which some did
+    oracle.Case(kinds=(("read", "drawn"), ("text", "both"))),
+    oracle.Case(kinds=(("text", "text"), ("nothing", "text"))),
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +39,18 @@ def ranks() -> Iterator[Ranks]:
 
 @pytest.mark.parametrize("name", oracle.ARCHITECTURES)
 def test_two_ranks_under_zero_learn_what_one_process_learns(ranks: Ranks, name: str) -> None:
-    chosen = [*SAMPLE, *([READING] if "text" in oracle.kinds(oracle.ARCHITECTURES[name]) else [])]
+    chosen = [*SAMPLE, *(OF_TEXT if "text" in oracle.kinds(oracle.ARCHITECTURES[name]) else [])]
     for of_rank in ranks.ask(oracle.checked, name, STAGES[name], chosen, seconds=120):
         wrong = {str(case): error for case, error in zip(chosen, of_rank, strict=True) if error.size > oracle.TOLERANCE}
         assert not wrong
+
+
+@pytest.mark.parametrize(("name", "stage"), [("lmfusion", 3), ("metaquery", 2), ("metaquery", 3), ("transfusion", 1)])
+def test_layers_that_run_again_in_the_backward_pass_learn_the_same(
+    ranks: Ranks, name: str, stage: remedies.Stage
+) -> None:
+    for of_rank in ranks.ask(oracle.checked, name, stage, SAMPLE, "layers", seconds=120):
+        assert max(of_rank).size <= oracle.TOLERANCE
 
 
 def test_every_pattern_of_kinds_is_a_case() -> None:

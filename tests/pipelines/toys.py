@@ -5,7 +5,10 @@ Names no test framework: the tests' own processes and Ray's workers import it.
 
 from __future__ import annotations
 
+import math
 import os
+import resource
+import signal
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from models.parts import Lora
 from models.sequence import batched
 from models.views import Cut
 from pipelines import zero
-from pipelines.batching import Micro
+from pipelines.batching import Kind, Micro
 from pipelines.training import AdamW, Execution, Training
 
 WORDS, LENGTH, PIXELS = 11, 6, 4
@@ -33,8 +36,9 @@ WORDS, LENGTH, PIXELS = 11, 6, 4
 class Branches(nn.Module):
     """Text from token to next token through a frozen tower, pictures from a learned start to their features."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, askew: bool = False) -> None:
         super().__init__()
+        self.askew = askew
         self.words = nn.Embedding(WORDS, width)
         self.tower = nn.Linear(width, width)
         self.text = nn.Linear(width, WORDS)
@@ -46,15 +50,18 @@ class Branches(nn.Module):
     def forward(self, batch: Batch, features: Tensor, draw: Draw) -> Losses:
         self.calls += 1
         hidden = self.tower(torch.tanh(self.words(batch.ids)))
+        if self.askew:
+            self.picture(self.start + hidden[:, -1])
         logits = self.text(hidden[:, :-1])
-        text = F.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none")
+        row, before = batch.target[:, 1:].nonzero(as_tuple=True)
+        text = F.cross_entropy(logits[row, before], batch.ids[row, before + 1], reduction="none")
         guess = self.picture(self.start + hidden[batch.drawn.row, -1])
         noise = torch.zeros_like(guess)
         for place in range(len(features)):
             noise[place] = torch.rand(3 * PIXELS, generator=draw("noise", place))
         picture = (guess - features.flatten(1) - 0.1 * noise).square().mean(-1)
-        learned = batch.target[:, 1:].flatten()
-        return Losses(sums={"text": (text * learned).sum(), "picture": picture[batch.drawn.answer].sum()})
+        places = batch.drawn.row, batch.drawn.start  # all of them are answers
+        return Losses.of(batch, text=(text, (row, before + 1)), picture=(picture, places))
 
 
 class Encoder(nn.Module):
@@ -94,13 +101,14 @@ class Toy:
     extra: bool = False  # one more trained parameter, used by nothing
     lora: bool = False  # in place of the pictures' branch
     broken_rank: int | None = None  # this rank cannot build it
+    askew: int | None = None  # this rank runs its branches in another order
 
     def build(self) -> Built:
         if self.broken_rank is not None and distributed.get_rank() == self.broken_rank:
             raise ValueError("no weights\nat tests/toy")
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            module = Branches(self.width)
+            module = Branches(self.width, askew=self.askew is not None and self.askew == distributed.get_rank())
             if self.extra:
                 module.register_parameter("extra", nn.Parameter(torch.zeros(3)))
             if self.lora:
@@ -129,7 +137,8 @@ def item(position: int, rows: range) -> Micro:
     def draw(purpose: str, index: int) -> torch.Generator:
         return torch.Generator().manual_seed(7_000_000 + 1000 * position + owners["drawn"][index][2])
 
-    return Micro(batch=batch, draw=draw, fed=(len(rows),))
+    kinds = torch.tensor([1 - row % 2 for row in rows], dtype=torch.int64)[:, None]
+    return Micro(batch=batch, draw=draw, fed=(len(rows),), kinds=kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +148,14 @@ class Rows:
     batch: int
     digest: str = "rows"
     sources: tuple[str, ...] = ("toys",)
+    kinds: tuple[Kind, ...] = (Kind("toys", "all", "words"), Kind("toys", "all", "pictures"))  # odd rows and even ones
     signals: tuple[tuple[int, int], ...] = ()  # (position, signal): rank 0 sends it to the driver's group there, once
     driver: int = 0  # the driver's process group
     marks: str = ""  # a folder that remembers which signals were sent
+    poisoned: tuple[int, ...] = ()  # positions whose pictures are no numbers
+    bright: tuple[int, ...] = ()  # positions whose pictures are a thousand times as bright
+    limited: tuple[int, int] | None = None  # (position, bytes): no file may grow beyond, from there on
+    stopped: tuple[int, int] | None = None  # (position, rank): this rank stops itself there, as by a signal
 
     def __call__(self, position: int, rank: int, world: int, micro_batch: int) -> list[Micro]:
         for place, number in self.signals:
@@ -150,8 +164,16 @@ class Rows:
                 mark.touch()
                 os.killpg(self.driver, number)
                 threading.Event().wait()  # until whoever ends the ranks does
+        if self.stopped == (position, rank):
+            os.kill(os.getpid(), signal.SIGSTOP)
         mine = range(rank, self.batch, world)
-        return [item(position, mine[place : place + micro_batch]) for place in range(0, len(mine), micro_batch)]
+        items = [item(position, mine[place : place + micro_batch]) for place in range(0, len(mine), micro_batch)]
+        for made in items:
+            made.batch.drawn.pixels.mul_(1000.0 if position in self.bright else 1.0)
+            made.batch.drawn.pixels.mul_(math.nan if position in self.poisoned else 1.0)
+        if self.limited and self.limited[0] == position:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limited[1], resource.RLIM_INFINITY))
+        return items
 
 
 def training(*, steps: int, batch: int = 8, clip: float = 1.0, toy: Toy | None = None, **execution: Any) -> Training:
@@ -196,7 +218,7 @@ def advance(
         seen = torch.zeros(2, dtype=torch.float64)
         for index, micro in enumerate(items):
             features = built.encode(micro.batch).to(zero.DTYPES[training.execution.dtype])
-            sums = engine(micro.batch, features, micro.draw)
+            sums, _ = engine(micro.batch, features, micro.draw)
             parts = [built.weights[name] * sums[name] * world / counts[name] for name in built.weights]
             zero.backward(engine, parts[0] + parts[1], last=index == len(items) - 1)
             seen += torch.stack([sums[name].detach().double() / counts[name] for name in built.weights])
