@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.interlace-ready
 PEERS ?= .venv-peers
 
-.PHONY: mini test check format world kill-test oracle bench-sources bench-lmfusion bench-curation bench-schedule \
-	bench-write bench-read interop peers smollm2 install clean
+.PHONY: mini test check format world kill-test oracle chaos bench-sources bench-lmfusion bench-curation bench-schedule \
+	bench-write bench-read bench-train gpu-check interop peers smollm2 install clean
 
 mini: $(READY)  ## the whole line in miniature: corpora, training, pictures, report
 	$(BIN)/interlace mini
@@ -24,6 +24,9 @@ kill-test: $(READY)  ## builds killed at twenty exact points, and disks that fai
 
 oracle: $(READY)  ## gradients of every architecture at every ZeRO stage, whatever each rank has; other remedies beside ours
 	$(BIN)/python tests/oracle.py
+
+chaos: $(READY)  ## a training whose workers, nodes, controller, driver and head are killed in turn; plain Ray Train beside it
+	$(BIN)/python tests/chaos.py
 
 world: $(READY)  ## models that learn a small world whole, judged by a classifier: half an hour
 	$(BIN)/python benchmarks/world.py
@@ -45,6 +48,12 @@ bench-write: $(READY) peers  ## samples per second of shard writers; what the st
 
 bench-read: $(READY) peers  ## samples per second of readers, raw and decoded; how fast they begin and resume
 	$(BIN)/python benchmarks/read.py --peers $(PEERS)/bin/python
+
+bench-train: $(READY)  ## seconds of a training step beside a bare DeepSpeed loop; what waiting, saves and padding cost
+	$(BIN)/python benchmarks/train.py
+
+gpu-check: $(READY)  ## on a machine with a GPU: FlexAttention, bfloat16 under ZeRO over NCCL, tokens/s, memory
+	$(BIN)/python benchmarks/gpu.py
 
 interop: peers  ## Energon, webdataset, Ray Data and HF datasets read our corpora and find the same records
 	$(PEERS)/bin/python benchmarks/interop.py
