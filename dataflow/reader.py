@@ -298,7 +298,7 @@ def made_ahead(begin: Callable[[int], Callable[[], Made]], positions: Iterable[i
     """What is made of each position, in order, by one thread of its own up to `ahead` positions before it is asked for.
 
     The next position is begun before one is finished, so that threads which it begins have something to do. One thread
-    keeps the order in which records are replaced. When the iterator is closed, nothing is waited for.
+    keeps the order in which records are replaced. When the iterator is closed, what is being made is waited for.
 
     Args: begin: position -> what makes it.
     """
@@ -321,7 +321,7 @@ def made_ahead(begin: Callable[[int], Callable[[], Made]], positions: Iterable[i
                 return
             yield coming.popleft().result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def read_events(path: Path) -> list[Replaced]:

@@ -229,7 +229,7 @@ def _port(address: str) -> str:
 def _progress(metrics: Path, steps: int) -> Iterator[None]:
     """Print the newest step of what rank 0 appends to metrics.jsonl: every second on a terminal, else every ten.
 
-    Beside it, how many records were replaced so far: lines of events.jsonl.
+    Beside it, how many records were replaced and positions passed over so far: lines of events.jsonl.
     """
     start = metrics.read_bytes().rfind(b"\n") + 1 if metrics.exists() else 0
     ended = threading.Event()
@@ -247,8 +247,11 @@ def _progress(metrics: Path, steps: int) -> Iterator[None]:
                 newest = whole.splitlines()[-1] if whole else b""
                 if newest:
                     events = metrics.with_name("events.jsonl")
-                    replaced = events.read_bytes().count(b"\n") if events.exists() else 0
+                    lines = events.read_bytes() if events.exists() else b""
+                    replaced = lines.count(b'"pack"')
+                    skipped = lines.count(b"\n") - replaced
                     told = f"  {replaced} records replaced ({events})" if replaced else ""
+                    told += f"  {skipped} positions passed over ({events})" if skipped else ""
                     print(_line(json.loads(newest), steps) + told, flush=True)
             if last:
                 return

@@ -17,7 +17,7 @@ import statistics
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -178,15 +178,13 @@ class Loop:
     def go_on(self) -> None:
         """Step to the last position, or until a step is undone: then the position is that of a checkpoint before it."""
         rank, world = distributed.get_rank(), distributed.get_world_size()
-        passed = {event.position for event in self.events if isinstance(event, Skipped)}
-        positions = [position for position in range(self.position, self.steps) if position not in passed]
 
         def begin(position: int) -> Callable[[], list[Micro]]:
             return partial(self.batches, position, rank, world, self.training.execution.micro_batch)
 
         saving = 0.0
-        with contextlib.closing(made_ahead(begin, positions, ahead=1)) as ahead:
-            for position in positions:
+        with contextlib.closing(made_ahead(begin, self._coming(), ahead=1)) as ahead:
+            for position in self._coming():
                 began = time.perf_counter()
                 self.watchdog.at(f"reads the records of position {position}")
                 items = next(ahead)
@@ -203,10 +201,16 @@ class Loop:
                     seconds = {"seconds": now - began, "data_seconds": waited, "save_seconds": saving}
                     self.journal.add(position + 1, outcome, rate, seconds, self.attempt)
                 self.position = position + 1
+                self.saver.look()
                 saving = self._saved() if self.position % self.training.execution.save_every == 0 else 0.0
         if self.position < self.steps or self.steps % self.training.execution.save_every:
             self.position = self.steps
             self._saved()
+
+    def _coming(self) -> Iterator[int]:
+        """The positions from here on that are not passed over."""
+        passed = {event.position for event in self.events if isinstance(event, Skipped)}
+        return (position for position in range(self.position, self.steps) if position not in passed)
 
     def _step(self, items: list[Micro], position: int) -> tuple[learning.Outcome, float]:
         """Forward and backward over this rank's micro-batches, then one optimizer step; and its learning rate."""
