@@ -34,6 +34,7 @@ BESIDE = (  # what no recipe of the house holds
     ),
     Vae(channels=(32,), latent_channels=4, layers_per_block=1, scale=0.5),
     RopeScaling(factor=8.0, low=1.0, high=4.0, original=64),
+    training.Spikes(),
 )
 
 
