@@ -7,6 +7,7 @@ FOLDER/training.pickle holds the training and its batches. A turn is the same po
 the same two processes, one after the other, by
     bare      deepspeed.initialize with the settings of pipelines/zero.py on batches made beforehand, then forward,
               backward and step of each, and nothing else
+    reads     the same, while a thread reads the records of the next position, as it must for whoever trains on them
     ours      worker.work, as Ray Train's ranks run it: reader, schedule, counts of all ranks, guards, journal
     saves     ours, with a checkpoint every few steps
     padded    ours on the same records, each in a row of its own
@@ -23,12 +24,14 @@ import pickle
 import sys
 import time
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dataflow.filters import MaxText
 from dataflow.mixture import Group, Member, Mixture
 from dataflow.packing import Packing
+from dataflow.reader import made_ahead
 from dataflow.schedule import Use
 from dataflow.windows import Windows
 from models.configs import MetaMorph
@@ -133,8 +136,8 @@ def ours(loop: str, training: Training, batches: RecordBatches, run: Path) -> Tu
     )
 
 
-def bare(training: Training, batches: RecordBatches) -> Turn:
-    """What one writes by hand for this model and these batches."""
+def bare(training: Training, batches: RecordBatches, *, reads: bool = False) -> Turn:
+    """What one writes by hand for this model and these batches. reads: each position again while the one before runs."""
     import torch
     from torch import distributed
 
@@ -164,7 +167,10 @@ def bare(training: Training, batches: RecordBatches) -> Turn:
     counts = [learning.everywhere(architecture, items, len(batches.sources), engine.device).counts for items in made]
     factors = [{name: weights[name] * world / max(1, count) for name, count in of.items()} for of in counts]
     ended, sums = [], []
-    for (item,), factor in zip(made, factors, strict=True):
+    coming = (
+        made_ahead(lambda at: partial(batches, at, rank, world, rows), range(len(made)), ahead=1) if reads else made
+    )
+    for (item,), factor in zip(coming, factors, strict=True):
         with torch.no_grad():
             features = architecture.encode(item.batch)
         losses = engine(item.batch, features, item.draw)
@@ -179,7 +185,7 @@ def bare(training: Training, batches: RecordBatches) -> Turn:
         {name: one / count if count else None for (name, count), one in zip(of.items(), step, strict=True)}
         for of, step in zip(counts, lost.tolist(), strict=True)
     ]
-    return Turn(loop="bare", seconds=_seconds(ended), losses=means, filled=_filled(made))
+    return Turn(loop="reads" if reads else "bare", seconds=_seconds(ended), losses=means, filled=_filled(made))
 
 
 def _seconds(ended: list[float]) -> list[float]:
@@ -218,7 +224,10 @@ def ranks(folder: Path, rank: int) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     training, batches = pickle.loads((folder / "training.pickle").read_bytes())
     for loop, run in json.loads((folder / "turns.json").read_text()):
-        turn = bare(training, batches) if loop == "bare" else ours(loop, training, batches, Path(run))
+        if loop in ("bare", "reads"):
+            turn = bare(training, batches, reads=loop == "reads")
+        else:
+            turn = ours(loop, training, batches, Path(run))
         gc.collect()  # engines are in circles
         if rank == 0:
             print(json.dumps(vars(turn)), flush=True)

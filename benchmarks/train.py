@@ -6,17 +6,18 @@ through them backwards. A step lasts from the end of the one before, so that not
 turn. Medians of seconds; saves, which are rare, by means.
 
     bare      deepspeed.initialize and three lines, on batches made beforehand       --only loop
+    reads     the same, while a thread reads the records of the next position        --only loop
     ours      the loop of `interlace train`, its reader beside it                     in all but start
     saves     ours, with a checkpoint every few steps                                --only saves
     padded    the same records, each in a row of its own, all of a rank in one pass  --only padded
     stored    the frozen encoder's features read from the disk                       --only stored
 
-Losses must be the same to the last digit in bare, ours and saves, and but for rounding in padded and stored. Then
+Losses must be the same to the last digit in bare, reads, ours, saves, and but for rounding in padded and stored. Then
 seconds from the start of a process to its first step (--only start): `interlace train` on a private Ray cluster, and a
 script of Ray Train's around the bare loop, to which batches are handed ready.
 
-Exit 1 where an aim is missed: a step of ours at most 1.02 x the bare loop's, at most 1 % of it waiting for data, and a
-save every 100 steps at most 5 % of them. Run: make bench-train
+Exit 1 where an aim is missed: a step of ours at most 1.02 x that of the bare loop that reads what it trains on, at most
+1 % of it waiting for data, and a save every 100 steps at most 5 % of them. Run: make bench-train
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from pipelines.training import Training
 
 ROWS = mini.Sizes(**{**dict.fromkeys(mini.SOURCES, 0), "cambrian": 600, "metaclip": 200, "instruct_pix2pix": 100})
 LOOPS = {
-    "loop": ("bare", "ours"),
+    "loop": ("bare", "reads", "ours"),
     "saves": ("ours", "saves"),
     "padded": ("ours", "padded"),
     "stored": ("ours", "stored"),
@@ -71,7 +72,9 @@ def main() -> None:
     parser.add_argument("--stage", type=int, choices=range(4), default=2, help="of ZeRO")
     parser.add_argument("--only", nargs="+", choices=(*LOOPS, "start"), default=(*LOOPS, "start"))
     given = parser.parse_args()
-    names = [name for name in ("bare", *loops.EXECUTIONS) if any(name in LOOPS.get(part, ()) for part in given.only)]
+    names = [
+        name for name in ("bare", "reads", *loops.EXECUTIONS) if any(name in LOOPS.get(part, ()) for part in given.only)
+    ]
     aims: list[Aim] = []
     with tempfile.TemporaryDirectory() as at:
         folder = Path(at)
@@ -182,9 +185,10 @@ def _told(turns: Sequence[Turn]) -> list[Aim]:
         print(f"{name:10}{middle[name]:>10.3f}{span:>14}{columns}{padding:>9.1%}")
     waited = sum(line["data_seconds"] for line in lines) / sum(line["seconds"] for line in lines)
     aims = [(f"ours waits {waited:.2%} of a step for data (aim: at most {WAITING:.0%})", waited <= WAITING)]
-    if "bare" in of:
-        slower = middle["ours"] / middle["bare"]
-        aims.append((f"a step of ours takes {slower:.3f} x the bare loop's (aim: at most {SLOWER})", slower <= SLOWER))
+    if "reads" in of:
+        slower = middle["ours"] / middle["reads"]
+        told = f"a step of ours takes {slower:.3f} x that of the bare loop that reads (aim: at most {SLOWER})"
+        aims.append((told, slower <= SLOWER))
     if "saves" in of:
         aims.append(_pause(of["saves"], whole["ours"], whole["saves"]))
     if "padded" in of:

@@ -31,18 +31,20 @@ def turn(loop: str, second: float, *, saved: float = 0.0, waited: float = 0.0) -
     ]
     timed = [second + more for more in added[loops.BEGIN - 1 :]]
     losses = [{"text": 2.0, "picture": None} for _ in numbers]
-    return loops.Turn(loop=loop, seconds=timed, losses=losses, filled=0.9, steps=[] if loop == "bare" else lines)
+    return loops.Turn(
+        loop=loop, seconds=timed, losses=losses, filled=0.9, steps=[] if loop in ("bare", "reads") else lines
+    )
 
 
 def test_every_aim_is_judged_by_the_turns(capsys: pytest.CaptureFixture[str]) -> None:
     import train  # type: ignore[import-not-found]
 
-    told = train._told([turn("bare", 1.0), turn("ours", 1.03, waited=0.02), turn("saves", 1.03, saved=6.0)])
+    told = train._told([turn("reads", 1.0), turn("ours", 1.03, waited=0.02), turn("saves", 1.03, saved=6.0)])
     assert [met for _, met in told] == [False, False, False]
     assert told[0][0].startswith("ours waits 1.94% of a step for data")
-    assert told[1][0].startswith("a step of ours takes 1.030 x the bare loop's")
+    assert told[1][0].startswith("a step of ours takes 1.030 x that of the bare loop that reads")
     assert told[2][0].startswith("a save adds 6.00 s, 5.83% of 100 steps, which stand still for 6.00 s")
-    assert all(met for _, met in train._told([turn("bare", 1.0), turn("ours", 1.01), turn("saves", 1.01, saved=4.0)]))
+    assert all(met for _, met in train._told([turn("reads", 1.0), turn("ours", 1.01), turn("saves", 1.01, saved=4.0)]))
     train._told([turn("ours", 1.0), turn("padded", 2.0), turn("stored", 0.5)])
     said = capsys.readouterr().out
     assert "packed rows give 2.00 x the tokens/s of padded ones" in said
