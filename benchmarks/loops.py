@@ -137,7 +137,7 @@ def ours(loop: str, training: Training, batches: RecordBatches, run: Path) -> Tu
 
 
 def bare(training: Training, batches: RecordBatches, *, reads: bool = False) -> Turn:
-    """What one writes by hand for this model and these batches. reads: each position again while the one before runs."""
+    """What one writes by hand for this model and these batches. reads: each again while the one before runs."""
     import torch
     from torch import distributed
 
