@@ -390,4 +390,7 @@ def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def _seed(seed: int, position: int, rank: int) -> None:
     """Whatever draws from torch's global state (dropout in a pretrained part) is a function of the position, too."""
-    torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {position} {rank}".encode()).digest()[:8], "big") >> 1)
+    number = int.from_bytes(hashlib.sha256(f"{seed} {position} {rank}".encode()).digest()[:8], "big") >> 1
+    torch.default_generator.manual_seed(number)  # torch.manual_seed formats a stack for each device that is not there
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(number)
