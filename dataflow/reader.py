@@ -186,7 +186,7 @@ class Reader(Generic[Decoded]):
         """What gives the decoded record of each place, or ValueError; None: it is known to be replaced."""
         if self._pool is None:
             return [None if place in self._known else partial(self._read, use) for place, use in places]
-        size = max(1, len(places) // (4 * self._threads))  # handed over one by one they cost more time between tasks
+        size = max(1, len(places) // self._threads)  # a task for each thread: more of them wait for each other
         values: list[Callable[[], Decoded] | None] = []
         for first in range(0, len(places), size):
             part = [(place in self._known, use) for place, use in places[first : first + size]]
