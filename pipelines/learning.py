@@ -116,8 +116,7 @@ def learn(
 ) -> Learned:
     """Forward and backward over this rank's micro-batches: the gradients of a whole step. Collective.
 
-    The loss of the step is sum over modalities of weight * (sum over everything) / (count over everything), so how rows
-    are dealt to micro-batches and ranks does not show in it. DeepSpeed averages gradients over ranks: hence `world`.
+    DeepSpeed averages gradients over ranks: hence `world`.
 
     Args:     counts: targets of each modality over all ranks and micro-batches of the step; 0 is safe.
               kinds: of records, that losses are told apart by; 0: they are not.

@@ -37,6 +37,7 @@ from models.parts import Llama, Pretrained
 from models.sequence import batched, sides
 from models.views import Cut, Patches, Tiles, View
 from pipelines import zero
+from pipelines.batching import VIEWS, of_view
 from pipelines.training import Execution, Training
 
 KNOWN = 1 << 22  # elements: no more of them, of known values, are computed; more are shapes
@@ -266,10 +267,10 @@ def _features(architecture: Architecture, batch: Batch, there: list[Tensor], *, 
 
     They run on a picture of each view, of all there are as many times as much: pictures are alike here.
     """
-    counts = {view: len(_of(batch, view)) for view in ("seen", "drawn")}
+    counts = {view: len(of_view(batch, view)) for view in VIEWS}
     ones, most, made = [], 0, 0
-    for view in ("seen", "drawn"):
-        one = replace(batch, **{other: _first(_of(batch, other), int(other == view)) for other in counts})
+    for view in VIEWS:
+        one = replace(batch, **{other: _first(of_view(batch, other), int(other == view)) for other in VIEWS})
         with Held(there) as held, torch.no_grad():
             features = architecture.apart(one) if stored else architecture.encode(one)
             ones.append(features)
@@ -297,10 +298,6 @@ def _first(pictures: Pictures, count: int) -> Pictures:
     """The first pictures of a view."""
     cut = {field.name: getattr(pictures, field.name)[:count] for field in fields(pictures)}
     return Pictures(**{**cut, "pixels": pictures.pixels[: int(pictures.tiles[:count].sum())]})
-
-
-def _of(batch: Batch, view: str) -> Pictures:
-    return batch.seen if view == "seen" else batch.drawn
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
