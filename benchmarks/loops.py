@@ -159,8 +159,8 @@ def bare(training: Training, batches: RecordBatches, *, reads: bool = False) -> 
         foreach=False,
     )
     module.register_forward_hook(lambda module, inputs, losses: dict(losses.sums))  # DeepSpeed sees into a dict
-    settings = zero._settings(optimizer, training.execution, list(module.parameters()), rows, 1)
-    engine, *_ = zero.library().initialize(model=module, optimizer=adamw, config=settings)
+    told = zero.settings(optimizer, training.execution, list(module.parameters()), rows, 1)
+    engine, *_ = zero.library().initialize(model=module, optimizer=adamw, config=told)
     engine.train()
 
     made = [batches(position, rank, world, rows) for position in range(training.steps or 0)]

@@ -28,7 +28,7 @@ from dataflow.mini.world import KINDS, SIDE, held_out, write
 from dataflow.roots import Roots
 from dataflow.selection import Part
 from models.interface import Asked
-from pipelines import plan, runs, sample
+from pipelines import journal, plan, runs, sample
 from pipelines.recipes import world
 from pipelines.step import Place, cluster
 
@@ -86,8 +86,7 @@ def _trainings(name: str) -> tuple:
 
 def _minutes(run: Path) -> float:
     """What the steps of a run took, each once, however often it was cut off."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return sum({line["step"]: line["seconds"] for line in lines}.values()) / 60
+    return sum(line["seconds"] for line in journal.latest(journal.read(run))) / 60
 
 
 def _pixels(image: Image.Image) -> Tensor:

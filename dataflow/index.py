@@ -392,9 +392,14 @@ class BuiltCorpus:
         return self.table["key"].take(pa.array(self.rows)).to_pylist()
 
     @cached_property
+    def task(self) -> pa.Array:
+        """The task of every record offered, in their order."""
+        return self.table["task"].combine_chunks().take(pa.array(self.rows))
+
+    @cached_property
     def tasks(self) -> dict[str, int]:
         """Records offered per task."""
-        return dict(sorted(Counter(self.table["task"].take(pa.array(self.rows)).to_pylist()).items()))
+        return dict(sorted(Counter(self.task.to_pylist()).items()))
 
     def key(self, place: int) -> str:
         """The key at a place of the selection."""

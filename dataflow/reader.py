@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -262,8 +261,7 @@ class Reader(Generic[Decoded]):
     def _spares(self, place: Place, use: Use) -> NDArray[np.int64]:
         """Rows of the same task, from one that is hashed from the slot."""
         if use.member not in self._tasks:
-            corpus = self.corpora[use.member]
-            tasks = corpus.table["task"].combine_chunks().take(pa.array(corpus.rows))
+            tasks = self.corpora[use.member].task
             self._tasks[use.member] = pc.dictionary_encode(tasks).indices.to_numpy(zero_copy_only=False)  # pyright: ignore
         tasks = self._tasks[use.member]
         count = len(tasks)

@@ -1,7 +1,7 @@
 """The command: `interlace VERB ...`. Words become values, relative paths absolute ones, errors one line.
 
-Exit codes: 0 done; 1 it ran and the answer is no (check, verify, status, diff); 2 what was asked cannot be done;
-130 interrupted.
+Exit codes: 0 done; 1 it ran and the answer is no (check, verify, status, diff, plan); 2 what was asked cannot be done;
+75 left where it was told to by SIGUSR1, and 130 interrupted: the same command goes on.
 Heavy imports happen inside the verbs that need them: `list`, `show` and `--help` load neither torch nor ray.
 """
 
@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dataflow import folders, stores
+from clusters.job import LEFT
+from dataflow import stores
 from dataflow.mixture import Mixture
 from dataflow.roots import Roots
 from pipelines import named, recipe
 from pipelines.corpus import Checked, Corpus
-from pipelines.step import HOUSE, Place, one_line
+from pipelines.grammar import STAGES, parser
+from pipelines.step import Left, Place, one_line
 from pipelines.training import Training
 
 _LOST = ("filtered", "duplicate", "corrupt", "missing")  # what a ledger says of a candidate that is no record
@@ -34,8 +36,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     words = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(words)
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGUSR1, _leave)
     try:
-        code = options.run(options, words)
+        options.typed = shlex.join(["interlace", *words])
+        code = _VERBS[options.verb](options)
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has enough
@@ -48,6 +52,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:  # noqa: BLE001  whatever a recipe or a damaged file brings about, it is told in a line
         print(f"interlace: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
         code = 2
+    except Left as left:
+        print(f"interlace: {left}", file=sys.stderr)
+        code = LEFT
     except KeyboardInterrupt:
         print("interlace: interrupted; the same command goes on from here", file=sys.stderr)
         code = 130
@@ -58,266 +65,11 @@ def _stop(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def parser() -> argparse.ArgumentParser:
-    """The grammar of the command."""
-    top = _Parser(prog="interlace", description="Raw corpora in, one exact mixture, trained unified models out.")
-    verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
-
-    mini = _verb(verbs, "mini", _mini, "the whole line in miniature: corpora, training, pictures, a report")
-    _root(mini)
-    _workers(mini)
-    mini.add_argument("--data-only", type=_path, metavar="DIR", help="only write the miniature corpora to DIR")
-
-    _verb(verbs, "list", _list, "recipes, a line each")
-
-    show = _verb(verbs, "show", _show, "one recipe as JSON, with the recipe keys of its corpora")
-    _recipe(show)
-
-    check = _verb(verbs, "check", _check, "read some rows of every source, write nothing: kept, drops and why")
-    _recipe(check)
-    _data(check)
-    _store(check)
-    check.add_argument("--rows", type=_count, default=1000, help="input rows to read of each source")
-
-    build = _verb(verbs, "build", _build, "build the corpora of a recipe that are not built yet")
-    _recipe(build)
-    _data(build)
-    _root(build)
-    _store(build)
-    _workers(build)
-    build.add_argument(
-        "--rehash", action="store_true", help="build again although index files look the same: pictures changed or came"
-    )
-    build.add_argument(
-        "--explain", action="store_true", help="say what would be built, what linked and why, and build nothing"
-    )
-    _cluster(build)
-
-    verify = _verb(verbs, "verify", _verify, "hash a built corpus again; exit 1 names what differs")
-    _named(verify, "folder", "DIR", "a corpus")
-    _root(verify)
-    _store(verify)
-
-    status = _verb(verbs, "status", _status, "what lies under a root: finished, running, interrupted, failed and why")
-    _root(status)
-    _store(status)
-
-    unused = _verb(verbs, "gc", _gc, "what under a root nothing refers to any more; removes it when told to")
-    _root(unused)
-    _store(unused)
-    unused.add_argument("--delete", action="store_true", help="remove it; without this nothing is touched")
-
-    compared = _verb(verbs, "diff", _diff, "compare two corpora or selections; exit 1 when their records differ")
-    _named(compared, "before", "A", "a corpus or a selection")
-    _named(compared, "after", "B", "another")
-    _root(compared)
-    _store(compared)
-    compared.add_argument(
-        "--page", type=_path, metavar="FILE", help="write it as a page too, with examples, over one that is there"
-    )
-
-    export = _verb(verbs, "export-corpus", _export, "write a built corpus as the rows that another trainer reads")
-    _named(export, "folder", "C", "a corpus")
-    _root(export)
-    _store(export)
-    export.add_argument("--format", choices=("metamorph-jsonl",), required=True, help="MetaMorph's one merged JSONL")
-    export.add_argument("--out", type=_path, metavar="DIR", help="new or empty (default: ROOT/exports/C)")
-
-    model = _verb(
-        verbs, "export-model", _export_model, "write a run as what transformers and diffusers open without us"
-    )
-    _named(model, "folder", "RUN", "a run")
-    _root(model)
-    model.add_argument("--out", type=_path, metavar="DIR", help="not there yet (default: RUN/exported)")
-
-    taken = _verb(verbs, "import-model", _import_model, "make a run of what an upstream trainer saved")
-    taken.add_argument(
-        "folder", type=_path, metavar="DIR", help="what the trainer wrote: weights by name, in one folder"
-    )
-    taken.add_argument(
-        "--as", dest="recipe", required=True, metavar="RECIPE", help="a training of the same architecture"
-    )
-    taken.add_argument(
-        "--format",
-        choices=("metamorph", "metaquery", "openuni", "llava"),
-        help="which trainer's; by default the names of the tensors tell",
-    )
-    _set(taken)
-    _root(taken)
-
-    planned = _verb(verbs, "plan", _plan, "what a training takes: parameters, memory by ZeRO stage, and its data")
-    _recipe(planned)
-    planned.add_argument("--for", dest="training", metavar="RECIPE", help="of a training, for a recipe of a mixture")
-    _data(planned)
-    _root(planned)
-    _store(planned)
-    planned.add_argument("--nodes", type=_count, default=1, help="machines")
-    planned.add_argument("--gpus", type=_count, default=8, help="of each machine")
-    planned.add_argument("--gpu-memory", type=_count, metavar="GB", help="of one GPU: what cannot fit is refused")
-
-    measure = _verb(verbs, "measure", _measure, "encode the pictures that a training reads, once for all trainings")
-    _recipe(measure)
-    _data(measure)
-    _root(measure)
-    _store(measure)
-    _workers(measure)
-    measure.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="what features are kept in"
-    )
-    _cluster(measure)
-
-    train = _verb(verbs, "train", _train, "train a recipe on built corpora; the same command resumes")
-    _recipe(train)
-    _data(train)
-    _root(train)
-    _store(train)
-    _workers(train)
-    _cluster(train)
-
-    sample = _verb(verbs, "sample", _sample, "let a trained run answer in text and pictures")
-    _named(sample, "folder", "RUN", "a run")
-    sample.add_argument("prompt", nargs="?", help="what the user says")
-    sample.add_argument("--prompts", type=_file, metavar="FILE", help="a prompt per line instead")
-    sample.add_argument("--answer", choices=("picture", "text", "free"), default="free", help="free: the model decides")
-    sample.add_argument("--image", type=_file, metavar="FILE", action="append", default=[], help="a picture to show it")
-    sample.add_argument("--visualizer", metavar="RUN", help="the run that paints; by default found beside it")
-    sample.add_argument("--seed", type=_number, default=0, help="of the paint's noise")
-    sample.add_argument("--guidance", type=_finite, default=2.0, help="classifier-free guidance of the paint")
-    sample.add_argument("--steps", type=_count, default=50, help="denoising steps of the paint")
-    sample.add_argument("--max-tokens", type=_count, default=128, help="tokens of the longest answer")
-    _root(sample)
-
-    look = _verb(verbs, "look", _look, "a page about one position of a training: text, pictures, who sees whom")
-    _recipe(look)
-    _data(look)
-    _root(look)
-    _store(look)
-    look.add_argument("--position", type=_number, default=0, help="which scheduled batch")
-    _page(look, "look.html")
-
-    audit = _verb(
-        verbs, "audit", _audit, "what a run was planned to be fed and was fed, by source; exit 1 if they differ"
-    )
-    _named(audit, "folder", "RUN", "a run")
-    _data(audit)
-    _root(audit)
-    _store(audit)
-
-    trace = _verb(verbs, "trace", _trace, "where a record is trained, or which input rows a position holds")
-    _named(trace, "folder", "RUN", "a run")
-    one = trace.add_mutually_exclusive_group(required=True)
-    one.add_argument("--position", type=_number, help="a scheduled batch, from 0")
-    one.add_argument("--record", metavar="KEY", help="a record's key")
-    _data(trace)
-    _root(trace)
-    _store(trace)
-
-    evaluate = _verb(verbs, "evaluate", _evaluate, "losses per task, and answers, on records that no training saw")
-    _named(evaluate, "folder", "RUN", "a run")
-    _data(evaluate)
-    _root(evaluate)
-    _store(evaluate)
-    evaluate.add_argument("--records", type=_count, default=64, help="records of each source")
-    evaluate.add_argument("--questions", type=_count, default=32, help="questions asked of each task")
-
-    report = _verb(verbs, "report", _report, "a page about corpora and runs that opens without a network")
-    _named(report, "folders", "DIR", "corpora, runs and curations", nargs="+")
-    _root(report)
-    _store(report)
-    _page(report, "report.html")
-    return top
+def _leave(number: int, frame: Any) -> NoReturn:
+    raise Left("left, as it was told to; the same command goes on from here")
 
 
-class _Help(argparse.HelpFormatter):
-    """Options with what they are when nothing is said; what is nothing then, and what tells it itself, goes without."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = action.help
-        nothing = action.default is None or action.default is False or action.default in ([], argparse.SUPPRESS)
-        if not told or nothing or not action.option_strings or "default" in told:
-            return told
-        return f"{told} (default: %(default)s)"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line, as everywhere."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
-        sys.exit(2)
-
-
-def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    made = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=_Help)
-    made.set_defaults(run=run, verb=name)
-    return made
-
-
-def _recipe(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "recipe",
-        help="module:function or path/to/file.py:function, with arguments as in 'mixtures:unlock(generation=5000)'; "
-        "`interlace list` shows the house's",
-    )
-    _set(verb)
-
-
-def _set(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--set", dest="assignments", action="append", default=[], metavar="FIELD=VALUE", help="change a field, by path"
-    )
-
-
-def _data(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="[NAME=]DIR",
-        help="a folder per source, or where one source or picture root lies: DIR or s3://BUCKET/DIR, gs://, ...",
-    )
-
-
-def _root(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--root", type=_path, default=Path("runs").absolute(), help="where we write (default: runs/)")
-
-
-def _store(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--corpora",
-        type=_folder,
-        metavar="DIR",
-        help="where built corpora are kept: DIR or s3://BUCKET/DIR, gs://, ... (default: corpora/ under the root)",
-    )
-
-
-def _named(verb: argparse.ArgumentParser, name: str, metavar: str, what: str, **more: Any) -> None:
-    verb.add_argument(
-        name, metavar=metavar, help=f"{what}: a folder, or the beginning of its name under the root", **more
-    )
-
-
-def _page(verb: argparse.ArgumentParser, name: str) -> None:
-    verb.add_argument(
-        "--out",
-        type=_path,
-        default=Path(name).absolute(),
-        metavar="FILE",
-        help=f"the page to write, over one that is there (default: {name} in this folder)",
-    )
-
-
-def _workers(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--workers", type=_count, default=2, help="Ray workers of a build, ranks of a CPU training")
-    verb.add_argument("--ray-address", metavar="HOST:PORT", help="a running cluster (default: a private local one)")
-
-
-def _cluster(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--cluster", choices=("local",), help="run as a job there instead of in this process")
-    verb.add_argument("--dry-run", action="store_true", help="with --cluster: print the job and stop")
-
-
-def _mini(options: argparse.Namespace, words: list[str]) -> int:
+def _mini(options: argparse.Namespace) -> int:
     from pipelines import mini
 
     if options.data_only is not None:
@@ -327,7 +79,7 @@ def _mini(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _list(options: argparse.Namespace, words: list[str]) -> int:
+def _list(options: argparse.Namespace) -> int:
     recipes = list(recipe.listing())
     width = max(len(name) for name, _ in recipes)
     for name, line in recipes:
@@ -335,7 +87,7 @@ def _list(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _show(options: argparse.Namespace, words: list[str]) -> int:
+def _show(options: argparse.Namespace) -> int:
     value = _value(options)
     shown = {"recipe": options.recipe, "value": recipe.describe(value)}
     corpora = _corpora(value)
@@ -345,7 +97,7 @@ def _show(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _check(options: argparse.Namespace, words: list[str]) -> int:
+def _check(options: argparse.Namespace) -> int:
     from pipelines import corpus
 
     place = _place(options)
@@ -396,10 +148,10 @@ def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def _build(options: argparse.Namespace, words: list[str]) -> int:
+def _build(options: argparse.Namespace) -> int:
     value = _value(options)
     if options.cluster or options.dry_run:
-        return _submit(options, words)
+        return _submit(options, value)
     from pipelines import corpus, plan
 
     place = _place(options)
@@ -420,7 +172,7 @@ def _build(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _verify(options: argparse.Namespace, words: list[str]) -> int:
+def _verify(options: argparse.Namespace) -> int:
     from dataflow import index
 
     folder = named.folder(options.folder, options.root, "corpora", store=_kept(options))
@@ -434,7 +186,7 @@ def _verify(options: argparse.Namespace, words: list[str]) -> int:
     return 1 if wrong else 0
 
 
-def _status(options: argparse.Namespace, words: list[str]) -> int:
+def _status(options: argparse.Namespace) -> int:
     from pipelines import status
 
     found = list(status.works(options.root, _kept(options)))
@@ -443,7 +195,7 @@ def _status(options: argparse.Namespace, words: list[str]) -> int:
     return 1 if any(work.state == "failed" for work in found) else 0
 
 
-def _gc(options: argparse.Namespace, words: list[str]) -> int:
+def _gc(options: argparse.Namespace) -> int:
     from pipelines import gc
 
     store = _kept(options)
@@ -458,7 +210,7 @@ def _gc(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _diff(options: argparse.Namespace, words: list[str]) -> int:
+def _diff(options: argparse.Namespace) -> int:
     from pipelines import diff
 
     rooms, store = ("corpora", "selections"), _kept(options)
@@ -471,7 +223,7 @@ def _diff(options: argparse.Namespace, words: list[str]) -> int:
     return 0 if found.equal else 1
 
 
-def _export(options: argparse.Namespace, words: list[str]) -> int:
+def _export(options: argparse.Namespace) -> int:
     from pipelines import export
 
     folder = named.folder(options.folder, options.root, "corpora", store=_kept(options))
@@ -480,7 +232,7 @@ def _export(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _export_model(options: argparse.Namespace, words: list[str]) -> int:
+def _export_model(options: argparse.Namespace) -> int:
     from pipelines import model_export
 
     folder = named.folder(options.folder, options.root, "trainings")
@@ -491,7 +243,7 @@ def _export_model(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _import_model(options: argparse.Namespace, words: list[str]) -> int:
+def _import_model(options: argparse.Namespace) -> int:
     training = _wanted(_value(options), Training, options)
     from pipelines import model_import
 
@@ -503,7 +255,7 @@ def _import_model(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _plan(options: argparse.Namespace, words: list[str]) -> int:
+def _plan(options: argparse.Namespace) -> int:
     value = _value(options)
     if isinstance(value, Mixture) and options.training:
         options.recipe, options.assignments = options.training, []
@@ -537,36 +289,52 @@ def _data_plan(training: Training, place: Place) -> int:
     return 0
 
 
-def _measure(options: argparse.Namespace, words: list[str]) -> int:
-    training = _wanted(_value(options), Training, options)
+def _measure(options: argparse.Namespace) -> int:
+    value = _wanted(_value(options), Training, options)
     if options.cluster or options.dry_run:
-        return _submit(options, words)
+        return _submit(options, value)
     from pipelines import features
 
-    for folder in features.measure(training, _place(options), dtype=options.dtype):
+    for folder in features.measure(value, _place(options), dtype=options.dtype):
         print(folder)
     return 0
 
 
-def _train(options: argparse.Namespace, words: list[str]) -> int:
+def _train(options: argparse.Namespace) -> int:
     value = _wanted(_value(options), Training, options)
     if options.cluster or options.dry_run:
-        return _submit(options, words)
+        return _submit(options, value)
     from pipelines import runs
 
     print(runs.train(value, _place(options), recipe_name=options.recipe, measuring=_measuring(options)))
     return 0
 
 
+def _run(options: argparse.Namespace) -> int:
+    value = _wanted(_value(options), Training, options)
+    first, last = STAGES.index(options.first), STAGES.index(options.last)
+    if first > last:
+        raise ValueError(f"--from {options.first} --to {options.last}: stages go {', '.join(STAGES)}")
+    if options.cluster or options.dry_run:
+        return _submit(options, value)
+    from pipelines import chain
+
+    print(chain.run(value, _place(options), recipe_name=options.recipe, stages=STAGES[first : last + 1]))
+    return 0
+
+
 def _measuring(options: argparse.Namespace) -> str:
     """The command that stores what the training of these options reads with execution.features=stored."""
     kept = [each for each in options.assignments if not each.startswith("execution.")]
-    words = ["interlace", "measure", options.recipe]
-    store = [] if options.corpora is None else [str(options.corpora)]
-    given = (("--set", kept), ("--data", options.data), ("--root", [str(options.root)]), ("--corpora", store))
-    for option, values in given:
-        words += [word for value in values for word in (option, value)]
+    words = ["interlace", "measure", options.recipe, *_options(options, set=kept), "--root", str(options.root)]
     return shlex.join(words)
+
+
+def _options(options: argparse.Namespace, **more: Sequence[object]) -> list[str]:
+    """What a command was told of its recipe and its data, as words again; and more of its options."""
+    told = vars(options)
+    given = {"set": told["assignments"], "data": told["data"], "corpora": filter(None, [told["corpora"]]), **more}
+    return [word for name, values in given.items() for value in values for word in (f"--{name}", str(value))]
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
@@ -580,7 +348,7 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         raise ValueError(f"{told} is not UTF-8 ({error.reason} at {error.start}): save it as UTF-8") from None
 
 
-def _sample(options: argparse.Namespace, words: list[str]) -> int:
+def _sample(options: argparse.Namespace) -> int:
     if (options.prompt is None) == (options.prompts is None):
         raise ValueError("sample wants a PROMPT or --prompts FILE, one of them")
     from models.interface import Asked
@@ -603,7 +371,7 @@ def _sample(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _look(options: argparse.Namespace, words: list[str]) -> int:
+def _look(options: argparse.Namespace) -> int:
     from pipelines import look, runs
 
     value = _wanted(_value(options), Training, options)
@@ -612,7 +380,7 @@ def _look(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _audit(options: argparse.Namespace, words: list[str]) -> int:
+def _audit(options: argparse.Namespace) -> int:
     from pipelines import audit
 
     lines, sound = audit.table(_scheduled(options))
@@ -620,7 +388,7 @@ def _audit(options: argparse.Namespace, words: list[str]) -> int:
     return 0 if sound else 1
 
 
-def _trace(options: argparse.Namespace, words: list[str]) -> int:
+def _trace(options: argparse.Namespace) -> int:
     from pipelines import audit
 
     held = _scheduled(options)
@@ -639,7 +407,7 @@ def _scheduled(options: argparse.Namespace) -> Any:
     return Scheduled.of(named.folder(options.folder, options.root, "trainings"), _place(options))
 
 
-def _evaluate(options: argparse.Namespace, words: list[str]) -> int:
+def _evaluate(options: argparse.Namespace) -> int:
     from pipelines import evaluate
 
     place = _place(options)
@@ -651,7 +419,7 @@ def _evaluate(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _report(options: argparse.Namespace, words: list[str]) -> int:
+def _report(options: argparse.Namespace) -> int:
     from pipelines import report
 
     rooms, store = ("trainings", "corpora", "selections"), _kept(options)
@@ -660,37 +428,135 @@ def _report(options: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _submit(options: argparse.Namespace, words: list[str]) -> int:
+def _sweep(options: argparse.Namespace) -> int:
+    from clusters import sites
+    from pipelines import sweep
+
+    cluster, wanted, found = sites.site(options.cluster or "local"), _needs(options), []
+    for sets in sweep.points(options.grid):
+        each = argparse.Namespace(**{**vars(options), "assignments": [*options.assignments, *sets], "verb": "train"})
+        found.append(sweep.Point(sets=sets, order=_order(each, _wanted(_value(each), Training, options))))
+    if options.dry_run:
+        for point in found:
+            print(f"# {' '.join(point.sets)}")
+            for text in cluster.render(point.order.job(cluster, wanted)).values():
+                print(text)
+        return 0
+    from pipelines import submit
+
+    place = _place(options) if cluster.shared else Place(root=options.root)
+    for point in found:
+        if why := submit.refused(point.order, cluster, wanted, place):
+            raise ValueError(f"{' '.join(point.sets)}: refused: {why}")
+    at_once = options.at_once or (1 if cluster.kind == "local" else len(found))
+    sound = sweep.run(found, cluster, wanted, at_once=at_once)
+    folders = sweep.trained(found, place)
+    for line in sweep.table(found, folders):
+        print(line)
+    if (page := sweep.page(folders, options.out)) is not None:
+        print(page)
+    return 0 if sound else 1
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    from clusters import jobs
+
+    for line in jobs.table(jobs.listing(options.root)):
+        print(line)
+    return 0
+
+
+def _logs(options: argparse.Namespace) -> int:
+    submitted = _job(options)
+    return _follow(submitted) if options.follow else _say(submitted.log())
+
+
+def _stop_job(options: argparse.Namespace) -> int:
+    submitted = _job(options)
+    told = "is told to stop" if submitted.stop() else f"is over: {submitted.state().name}"
+    print(f"{submitted.job.name} {told}")
+    return 0
+
+
+def _job(options: argparse.Namespace) -> Any:
+    from clusters import jobs
+
+    return jobs.read(named.folder(options.job, options.root, "jobs"))
+
+
+def _say(piece: bytes) -> int:
+    sys.stdout.write(piece.decode(errors="replace"))
+    sys.stdout.flush()
+    return 0
+
+
+def _follow(submitted: Any) -> int:
+    """Show what a job says until it is over; its exit code."""
+    try:
+        for piece in submitted.follow():
+            _say(piece)
+    except KeyboardInterrupt:
+        print(f"\n{submitted.job.name} goes on; interlace stop {submitted.job.name} ends it", file=sys.stderr)
+        return 130
+    state = submitted.state()
+    print(f"{submitted.job.name}: {state.name}{f', {state.why}' if state.why else ''}", file=sys.stderr)
+    return state.code if state.code is not None else int(state.name != "done")
+
+
+def _submit(options: argparse.Namespace, value: Any) -> int:
     """Hand the same command, less the cluster, to the cluster; with --dry-run show what would be handed over."""
-    from clusters.job import Job
-    from clusters.local import Local
+    from clusters import sites
+    from pipelines import submit
 
     if not options.cluster:
         raise ValueError("--dry-run prints the job that --cluster NAME would run: give --cluster too")
-    kept = _without(words, "--cluster")
-    name = f"{options.verb}-{options.recipe.rpartition('/')[2]}".lower()
-    job = Job(
-        name="".join(letter if letter.isalnum() else "-" for letter in name)[:47],
-        command=(sys.executable, "-m", "pipelines", *(word for word in kept if word != "--dry-run")),
-        folder=Path.cwd(),
-        environment={"PYTHONPATH": os.pathsep.join(filter(None, [str(HOUSE), os.environ.get("PYTHONPATH")]))},
-    )
+    cluster, wanted, order = sites.site(options.cluster), _needs(options), _order(options, value)
+    job = order.job(cluster, wanted)
     if options.dry_run:
-        print(Local().render(job))
+        for line in order.page(job, cluster):
+            print(line)
         return 0
-    return Local().run(job)
+    place = _place(options) if cluster.shared else Place(root=options.root)
+    if why := submit.refused(order, cluster, wanted, place):
+        print(f"refused: {why}")
+        return 1
+    submitted = order.submit(job, cluster)
+    nodes = f"{job.nodes} nodes" if job.nodes > 1 else "1 node"
+    root = "" if options.root == Path("runs").absolute() else f" --root {shlex.quote(str(options.root))}"
+    print(f"{job.name}: submitted to {cluster.kind} as {submitted.there}, {nodes}; {job.desk}", flush=True)
+    if options.follow:
+        return _follow(submitted)
+    print(f"interlace logs {job.name} --follow{root}   interlace stop {job.name}{root}")
+    return 0
 
 
-def _without(words: list[str], option: str) -> list[str]:
-    kept, skip = [], False
-    for word in words:
-        if skip:
-            skip = False
-        elif word == option:
-            skip = True
-        elif not word.startswith(f"{option}="):
-            kept.append(word)
-    return kept
+def _order(options: argparse.Namespace, value: Any) -> Any:
+    """The command of these options as it is submitted: every option it takes there, said out; folders absolute."""
+    from pipelines import submit
+
+    told = vars(options)
+    ranks = {name: [told[name]] for name in ("workers", "nodes", "gpus") if options.verb in ("train", "run")}
+    stages = {"from": [told["first"]], "to": [told["last"]]} if options.verb == "run" else {}
+    other = {name: [told[name]] for name in ("workers",) if options.verb in ("build", "measure")}
+    dtype = {"dtype": [options.dtype]} if options.verb == "measure" else {}
+    words = _options(options, data=submit.absolute(options.data), **ranks, **stages, **other, **dtype)
+    words += [f"--{name}" for name in ("rehash", "explain") if told.get(name)]
+    return submit.Order(
+        verb=options.verb,
+        recipe=options.recipe,
+        value=value,
+        words=tuple(words),
+        typed=options.typed,
+        root=options.root,
+    )
+
+
+def _needs(options: argparse.Namespace) -> Any:
+    from pipelines import submit
+
+    return submit.Wanted(
+        nodes=options.nodes, gpus=options.gpus, cpus=options.cpus, memory=options.memory, minutes=options.minutes
+    )
 
 
 def _value(options: argparse.Namespace) -> Any:
@@ -724,7 +590,8 @@ def _place(options: argparse.Namespace) -> Place:
         root=told.get("root", Path("runs").absolute()),
         store=_kept(options),
         roots=Roots.parse(told.get("data", [])),
-        workers=told.get("workers", Place.workers),
+        workers=told.get("nodes", 1) * told.get("gpus", 0) or told.get("workers", Place.workers),
+        nodes=told.get("nodes", 1),
         ray_address=told.get("ray_address"),
     )
 
@@ -737,44 +604,34 @@ def _kept(options: argparse.Namespace) -> Path | None:
     return store
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
-
-
-def _folder(text: str) -> Path:
-    try:
-        return folders.folder(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _file(text: str) -> Path:
-    if not (path := _path(text)).is_file():
-        raise argparse.ArgumentTypeError(f"no file {path}; give an existing one")
-    return path
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 16) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a whole number from 1, of 15 digits at most")
-    return int(text)
-
-
-def _finite(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not abs(number) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a number from -1000 to 1000")
-    return number
-
-
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a whole number from 0, of 18 digits at most")
-    return int(text)
-
+_VERBS = {
+    "mini": _mini,
+    "list": _list,
+    "show": _show,
+    "check": _check,
+    "build": _build,
+    "verify": _verify,
+    "status": _status,
+    "gc": _gc,
+    "diff": _diff,
+    "export-corpus": _export,
+    "export-model": _export_model,
+    "import-model": _import_model,
+    "plan": _plan,
+    "measure": _measure,
+    "train": _train,
+    "run": _run,
+    "sweep": _sweep,
+    "jobs": _jobs,
+    "logs": _logs,
+    "stop": _stop_job,
+    "sample": _sample,
+    "look": _look,
+    "audit": _audit,
+    "trace": _trace,
+    "evaluate": _evaluate,
+    "report": _report,
+}
 
 if __name__ == "__main__":
     main()

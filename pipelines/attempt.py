@@ -65,14 +65,24 @@ class Handed(Exception):
 
 
 def once(
-    training: Training, run: Path, batches: Batches, *, workers: int, wanted: int, gpus: bool, since: float
+    training: Training,
+    run: Path,
+    batches: Batches,
+    *,
+    workers: int,
+    wanted: int,
+    nodes: int,
+    gpus: bool,
+    since: float,
 ) -> Ended | None:
-    """Train from the newest checkpoint until the last step, when it returns None, or until something ends it.
+    """Train from the newest checkpoint until the last step or until told to leave, when it returns None, or until
+    something ends it.
 
     `begin` was called; after a mishap that left all nodes there, the next attempt follows in place. Where fewer workers
     than wanted train, it ends after a checkpoint once there is room for more.
 
-    Args:   workers: ranks; one CPU each, and one GPU each where `gpus`. since: as `enough` has it.
+    Args:   workers: ranks; one CPU each, and one GPU each where `gpus`. nodes: to spread them over, where there is
+            room. since: as `enough` has it.
     Raises: ValueError where a rank raised one, RuntimeError for every other failure that would come again: rank, type
             and message in one line, or the head of the cluster gone. SystemExit or KeyboardInterrupt when it is told
             to stop.
@@ -110,7 +120,12 @@ def once(
     trainer = TorchTrainer(
         rank,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=GROUP_TIMEOUT),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": 1}),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus,
+            resources_per_worker={"CPU": 1},
+            placement_strategy="SPREAD" if nodes > 1 else "PACK",
+        ),
         run_config=RunConfig(
             name=first.name,  # of its own, so that Ray has nothing to restore
             storage_path=str(first.parent),

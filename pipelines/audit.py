@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dataflow.index import BuiltCorpus
 from dataflow.reader import Replaced, Skipped, read_events, read_skips
 from dataflow.schedule import Schedule, Use
 from dataflow.windows import Windows
-from pipelines import runs, sample
+from pipelines import journal, runs, sample
 from pipelines.step import Place, one_line
 from pipelines.training import Training
 
@@ -89,16 +88,12 @@ def audit(held: Scheduled) -> tuple[int, list[Line]]:
 
     A source that stands in a mixture twice is one line: that is how a run counts.
     """
-    taken: dict[int, dict[str, Any]] = {}
-    metrics = held.run / "metrics.jsonl"
-    for line in metrics.read_text().splitlines() if metrics.is_file() else ():
-        told = json.loads(line)
-        taken[told["step"]] = told  # a step that was repeated after a kill counts once
+    taken = {told["step"]: told for told in journal.read(held.run)}  # one that was repeated after a kill counts once
     steps = max(taken, default=0)
     for position in held.skipped:
         taken.pop(position + 1, None)  # of an attempt before it was passed over
     if sorted(taken) != [step for step in range(1, steps + 1) if step - 1 not in held.skipped]:
-        raise ValueError(f"{metrics} does not tell of every step up to {steps}: restore the file")
+        raise ValueError(f"{held.run / 'metrics.jsonl'} does not tell of every step up to {steps}: restore the file")
     fed, tokens, drawn = Counter[str](), Counter[str](), Counter[str]()
     for told in taken.values():
         fed.update(told["fed"])

@@ -169,8 +169,8 @@ class RecordBatches:
     def _drawing(self) -> list[NDArray[np.bool_]]:
         """Of each member, which of its records are of a task with drawn pictures."""
         tasks = pa.array(getattr(self.architecture, "drawing", self.architecture.tasks), pa.string())
-        of_all = [(corpus.table["task"], corpus.rows) for corpus in self.reader.corpora]
-        return [pc.is_in(of_each, value_set=tasks).to_numpy()[rows] for of_each, rows in of_all]  # pyright: ignore[reportAttributeAccessIssue]
+        held = (pc.is_in(corpus.task, value_set=tasks) for corpus in self.reader.corpora)  # pyright: ignore[reportAttributeAccessIssue]
+        return [drawn.to_numpy(zero_copy_only=False) for drawn in held]
 
     def draws(self, position: int) -> bool:
         """Whether any record of a position may have a drawn picture: `Batch.draws`, the same on every rank.

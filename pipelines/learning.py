@@ -72,19 +72,22 @@ class Held:
     """What a position holds over all ranks and micro-batches; fed, tokens, drawn: of each source, as `Micro` has them.
 
     items: micro-batches. places: that their rows have for tokens. unread: records that could not be read.
-    counts: targets of each modality.
+    counts: targets of each modality. leaving: whether any rank was told to leave after this step.
     """
 
     items: int
     places: int
     unread: int
+    leaving: bool
     counts: dict[str, int]
     fed: list[int]
     tokens: list[int]
     drawn: list[int]
 
 
-def everywhere(architecture: Architecture, items: list[Micro], sources: int, device: torch.device) -> Held:
+def everywhere(
+    architecture: Architecture, items: list[Micro], sources: int, device: torch.device, *, leaving: bool = False
+) -> Held:
     """What all ranks hold together, in one all-reduce. Collective; ranks may disagree in how many items they have."""
     names = list(architecture.weights)
     counts = [architecture.counts(item.batch) for item in items]
@@ -93,17 +96,17 @@ def everywhere(architecture: Architecture, items: list[Micro], sources: int, dev
     taken = [sum(item.tokens[place] for item in items if item.tokens) for place in range(sources)]
     drawn = [sum(item.drawn[place] for item in items if item.drawn) for place in range(sources)]
     places = sum(item.batch.ids.numel() for item in items)
-    table = torch.tensor(
-        [len(items), places, sum(len(item.replaced) for item in items), *learned, *given, *taken, *drawn], device=device
-    )
+    replaced = sum(len(item.replaced) for item in items)
+    table = torch.tensor([len(items), places, replaced, int(leaving), *learned, *given, *taken, *drawn], device=device)
     distributed.all_reduce(table)
-    number, places, unread, *told = table.tolist()
+    number, places, unread, wishes, *told = table.tolist()
     shared, of_sources = told[: len(names)], told[len(names) :]
     fed, tokens, answers = (of_sources[place * sources : (place + 1) * sources] for place in range(3))
     return Held(
         items=number,
         places=places,
         unread=unread,
+        leaving=wishes > 0,
         counts=dict(zip(names, shared, strict=True)),
         fed=fed,
         tokens=tokens,

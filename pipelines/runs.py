@@ -14,7 +14,7 @@ from pathlib import Path
 from dataflow.build import write_atomically
 from dataflow.schedule import Schedule
 from dataflow.windows import Windows
-from pipelines import checkpoint, plan, recipe
+from pipelines import checkpoint, plan, recipe, submit
 from pipelines.batching import RecordBatches
 from pipelines.step import Place, alone, cluster
 from pipelines.train import fit, prepare
@@ -55,7 +55,7 @@ def train(training: Training, place: Place, *, recipe_name: str, measuring: str 
         begins = "from the start" if newest is None else f"on from {newest.name}"
         print(f"{run.name}: training {begins} to step {training.steps}, {training.batch} records a step", flush=True)
         with cluster(place):
-            fit(training, run, batches, workers=place.workers, ray_address=place.ray_address)
+            fit(training, run, batches, workers=place.workers, nodes=place.nodes, ray_address=place.ray_address)
     return run
 
 
@@ -145,12 +145,16 @@ def _write_start(run: Path, earlier: Path) -> None:
 
 
 def described(run: Path, training: Training, recipe_name: str) -> None:
-    """What a run is, in its folder: recipe.json, code.txt, and the file of a recipe outside the house. See `prepare`.
+    """What a run is, in its folder: recipe.json, code.txt, the file of a recipe outside the house, and the job that
+    trains it. See `prepare`.
 
-    `file` is where the classes of such a recipe are found again.
+    `file` is where the classes of such a recipe are found again: of a job's snapshot, which may go, a copy in the run.
     """
     file, _, _ = recipe.split(recipe_name)
     outside = str(Path(file).expanduser().resolve()) if file.endswith(".py") else None
+    if outside and submit.is_snapshot():
+        outside = str(run.resolve() / submit.OUTSIDE / Path(file).name)
     prepare(run, {"recipe": recipe_name, "file": outside, "value": recipe.describe(training)})
+    submit.into(run)
     if outside:
         shutil.copyfile(outside, run / "recipe.py")  # code.txt tells of the house alone

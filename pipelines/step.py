@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -37,6 +38,7 @@ HOUSE = Path(__file__).resolve().parent.parent  # what Ray ships as working_dir 
 
 _ANSWERS = 120  # seconds a node has to start a worker and look at a file
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # a Ray answers with SETTINGS
+_LOOKS = 1.0  # seconds between looks at what trainings leave
 _LET_GO = 0.3  # seconds in which a lock may be held by nobody but a look at it
 _ON_DISK = {  # what to do about what a disk says, by errno
     errno.ENOSPC: "free some space, or give another folder; the same command goes on from what is there",
@@ -51,19 +53,24 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class Left(KeyboardInterrupt):
+    """Work that was told by SIGUSR1 to leave its place to others: the same command goes on from where it left."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a command works, never part of a recipe.
 
     roots: where upstream data lies. root: what we write. store: where corpora are kept instead of <root>/corpora, a
-    folder of this machine or of an object store. workers: Ray workers of a build, ranks of a CPU training.
-    ray_address: of a running cluster; None starts a private one.
+    folder of this machine or of an object store. workers: Ray workers of a build, ranks of a training. nodes: that
+    ranks are spread over. ray_address: of a running cluster; None starts a private one.
     """
 
     root: Path
     store: Path | None = None
     roots: Roots = field(default_factory=Roots)
     workers: int = 2
+    nodes: int = 1
     ray_address: str | None = None
 
     @property
@@ -247,7 +254,8 @@ def _looks(path: Path, word: str, data: tuple[Path, ...]) -> str | None:
 def each(task: Callable[..., Result], shared: Any, items: Sequence[Item], progress: Progress) -> Iterator[Result]:
     """`task(shared, item)` for every item on Ray workers, a bounded number at a time; results as they come.
 
-    Tasks are pure and commit by rename, so Ray may run one again after a worker died.
+    Tasks are pure and commit by rename, so Ray may run one again after a worker died. They use what trainings on the
+    same cluster leave, `left`: while there is nothing, they wait.
 
     Raises:
         what the task raised, as itself, without Ray's frames.
@@ -257,17 +265,20 @@ def each(task: Callable[..., Result], shared: Any, items: Sequence[Item], progre
 
     remote: Any = ray.remote(num_cpus=1)(_undisturbed(task))
     handle = ray.put(shared)
-    slots = 2 + 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # so that a worker finds its next task waiting
     waiting: list[Item] = list(reversed(items))
     running: list[Any] = []
     given: dict[Any, Item] = {}
     reference = None
+    room = _Watched()
     try:
         while waiting or running:
-            while waiting and len(running) < slots:
+            while waiting and len(running) < room.tasks():
                 item = waiting.pop()
                 running.append(remote.remote(handle, item))
                 given[running[-1]] = item
+            if not running:
+                progress.wait("a training on this cluster uses all CPUs")
+                continue
             ready, running = ray.wait(running, num_returns=1)
             for reference in ready:
                 result = ray.get(reference)
@@ -298,7 +309,8 @@ def each_ready(
 ) -> Iterator[Result]:
     """`ready(shared)(item)` for every item on Ray actors; results as they come. An actor makes itself ready once.
 
-    Items are pure and commit by rename, as in `each`: an actor that died is begun anew, and its item, too.
+    Items are pure and commit by rename, as in `each`: an actor that died is begun anew, and its item, too. Actors are
+    as many as trainings leave room for, one at least; those over it end behind their item.
 
     Args:  gpus: that an actor is given, a whole one or a part, where the cluster has any.
 
@@ -307,25 +319,91 @@ def each_ready(
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
-    from ray.util import ActorPool
 
-    there = ray.cluster_resources()
-    gpus = gpus if there.get("GPU", 0) else 0
-    count = max(1, int(min(there.get("CPU", 1), there["GPU"] / gpus if gpus else len(items), len(items))))
+    gpus = gpus if ray.cluster_resources().get("GPU", 0) else 0
     kind: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Ready)
-    actors = [kind.remote(ready, shared) for _ in range(count)]
-    pool: Any = ActorPool(actors)
+    waiting: list[Item] = list(reversed(items))
+    idle: list[Any] = []
+    busy: dict[Any, Any] = {}  # what an actor is asked for -> the actor
+    room = _Watched()
     try:
-        for result in pool.map_unordered(lambda actor, item: actor.work.remote(item), items):
-            progress.advance()
-            yield result
+        while waiting or busy:
+            actors = max(1, room.actors(gpus))
+            while len(idle) + len(busy) < min(actors, len(waiting) + len(busy)):
+                idle.append(kind.remote(ready, shared))
+            while idle and len(idle) + len(busy) > actors:
+                ray.kill(idle.pop())
+            while idle and waiting:
+                actor = idle.pop()
+                busy[actor.work.remote(waiting.pop())] = actor
+            answered, _ = ray.wait(list(busy), num_returns=1)
+            for reference in answered:
+                idle.append(busy.pop(reference))
+                result = ray.get(reference)
+                progress.advance()
+                yield result
     except RayTaskError as error:
         raise _cause(error) from None
     except RayError as error:
         raise _died("an actor died", error) from None
     finally:
-        for actor in actors:
+        for actor in (*idle, *busy.values()):
             ray.kill(actor)
+
+
+class _Watched:
+    """What trainings leave of a cluster, looked at as often as is worth it."""
+
+    def __init__(self) -> None:
+        self._seen = -math.inf
+        self._left: Room | None = None
+
+    def tasks(self) -> int:
+        """Tasks of a CPU each to hand over: those that run, and so many that a worker finds its next one waiting.
+
+        None wait while a training does: Ray lets a worker go only when nothing is there for it.
+        """
+        room = self._looked()
+        return 2 + 2 * int(room.cpus) if room.cpus >= 1 and not room.wanted else int(room.cpus)
+
+    def actors(self, gpus: float) -> int:
+        """Actors of a CPU each, and of as much of a GPU."""
+        room = self._looked()
+        return int(min(room.cpus, room.gpus / gpus if gpus else math.inf))
+
+    def _looked(self) -> Room:
+        if self._left is None or time.monotonic() - self._seen > _LOOKS:
+            self._left, self._seen = left(), time.monotonic()
+        return self._left
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """CPUs and GPUs of a cluster that no placement group has or waits for. wanted: whether any waits."""
+
+    cpus: float
+    gpus: float
+    wanted: bool
+
+
+def left() -> Room:
+    """What is left of the cluster. Ray Train reserves its ranks by a placement group.
+
+    A group that waits counts, so that whoever asks here makes room for it: tasks that take each CPU as it comes would
+    keep it waiting for ever.
+    """
+    import ray
+    from ray.util import placement_group_table
+
+    there = ray.cluster_resources()
+    held = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    cpus, gpus = (
+        max(
+            0.0, there.get(name, 0.0) - sum(each.get(name, 0.0) for group in held for each in group["bundles"].values())
+        )
+        for name in ("CPU", "GPU")
+    )
+    return Room(cpus=cpus, gpus=gpus, wanted=any(group["state"] != "CREATED" for group in held))
 
 
 def _died(what: str, error: Exception) -> ValueError:
@@ -487,6 +565,14 @@ class Progress:
         if now - self.shown >= (0.2 if self.live else 10):
             self.shown = now
             print(f"{self._line()}\r" if self.live else self._line(), end="" if self.live else "\n", flush=True)
+
+    def wait(self, why: str) -> None:
+        """Say, as rarely as that it goes on, why it does not; and a moment passes."""
+        now = time.monotonic()
+        if now - self.shown >= 10:
+            self.shown = now
+            print(f"{self.label}: {self.done}/{self.total} {self.unit}, waiting: {why}", flush=True)
+        time.sleep(0.5)
 
     def close(self, message: str) -> None:
         """Say how it ended."""

@@ -12,17 +12,16 @@ there is to know, Ray restores nothing.
           checkpoints/ metrics.jsonl tensorboard/   written by rank 0
           ray/attempt-001/               what Ray keeps of each attempt, and tracebacks of ranks that failed
               attempt.json               on how many workers, from which checkpoint, how it ended
+          leave                          there while it is told to save at the next step's end, and to leave
           done.json                      written last
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -30,14 +29,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from clusters import snapshot
 from dataflow.build import write_atomically
 from pipelines import attempt, watched
+from pipelines.step import HOUSE, Left
 from pipelines.training import Training
 
 if TYPE_CHECKING:
     from pipelines.batching import Kind, Micro
 
 NODE_PATIENCE = 60.0  # seconds that a lost node is waited for before fewer workers go on
+LEAVE = "leave"
 
 
 class Batches(Protocol):
@@ -64,7 +66,9 @@ class Batches(Protocol):
         ...
 
 
-def fit(training: Training, run: Path, batches: Batches, *, workers: int, ray_address: str | None) -> None:
+def fit(
+    training: Training, run: Path, batches: Batches, *, workers: int, ray_address: str | None, nodes: int = 1
+) -> None:
     """Train to the last step, from the newest checkpoint if there is one. Call it under `step.alone`, after `prepare`.
 
     What is killed is begun again, `execution.restarts` times without a new checkpoint. A run that has a checkpoint goes
@@ -72,9 +76,11 @@ def fit(training: Training, run: Path, batches: Batches, *, workers: int, ray_ad
     order are those of the position, whatever the number of workers.
 
     SIGINT and SIGTERM end the workers and raise KeyboardInterrupt; the same call goes on from the last checkpoint.
+    SIGUSR1 lets them end the step they are at and save it, and raises Left.
 
     Args:    workers: ranks; one CPU each, and one GPU each where there are GPUs.
              ray_address: host:port that this process is expected to be connected to; None for any.
+             nodes: that they are spread over, as far as there is room on each.
     Raises:  ValueError where Ray is not ready or a rank raised one, RuntimeError for every other failure that comes
              again: rank, type and message in one line.
     """
@@ -95,11 +101,15 @@ def fit(training: Training, run: Path, batches: Batches, *, workers: int, ray_ad
     if not finished.exists():
         run = run.resolve()
         metrics = run / "metrics.jsonl"
-        with watched.beside(training, run), _progress(metrics, training.steps), _stoppable() as signals:
+        (run / LEAVE).unlink(missing_ok=True)
+        with watched.beside(training, run), _progress(metrics, training.steps), _stoppable(run) as signals:
             try:
-                _attempts(training, run, batches, workers, signals)
+                _attempts(training, run, batches, workers, nodes, signals)
             except (KeyboardInterrupt, SystemExit):
                 raise KeyboardInterrupt(f"the training in {run} was stopped; the same command goes on") from None
+        if not finished.exists():
+            (run / LEAVE).unlink(missing_ok=True)
+            raise Left(f"left {run.name} at {attempt.newest(run)}, as it was told to; the same command goes on")
     print(f"done: {training.steps} steps, {finished}", flush=True)
 
 
@@ -132,13 +142,13 @@ def prepare(run: Path, description: dict[str, Any]) -> None:
                 "set them back to resume it, or take another folder to begin anew"
             )
     write_atomically(recipe, json.dumps(description, indent=1, sort_keys=True).encode() + b"\n")
-    code, known = _code(), run / "code.txt"
+    code, known = snapshot.commit(HOUSE), run / "code.txt"
     told = known.read_text() if known.exists() else ""
     if code not in told:  # later attempts may run other code: all of it is kept, in order
         write_atomically(known, (told + code).encode())
 
 
-def _attempts(training: Training, run: Path, batches: Batches, wanted: int, signals: list[int]) -> None:
+def _attempts(training: Training, run: Path, batches: Batches, wanted: int, nodes: int, signals: list[int]) -> None:
     """Attempt after attempt, until one comes to the last step."""
     import ray
 
@@ -151,11 +161,15 @@ def _attempts(training: Training, run: Path, batches: Batches, wanted: int, sign
         workers = _gathered(wanted, workers, execution.least_workers, gpus)
         if why := attempt.begin(run, workers, after=line):
             print(why, flush=True)
-        ended = attempt.once(training, run, batches, workers=workers, wanted=wanted, gpus=gpus, since=since)
+        ended = attempt.once(
+            training, run, batches, workers=workers, wanted=wanted, nodes=nodes, gpus=gpus, since=since
+        )
         if signals:
             raise KeyboardInterrupt
         if ended is None or (run / "done.json").exists():
             return
+        if (run / LEAVE).exists():  # and no step that could tell the ranks
+            raise KeyboardInterrupt
         line = attempt.end(run, ended)
         if ended.kind == "mishap" and (reason := attempt.enough(run, execution.restarts, since)):
             raise RuntimeError(f"{line}, {reason}")
@@ -198,8 +212,11 @@ def _gathered(wanted: int, had: int, least: int, gpus: bool) -> int:
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[list[int]]:
-    """SIGTERM becomes SIGINT, on which Ray Train ends its workers; the handlers from before come back at the end."""
+def _stoppable(run: Path) -> Iterator[list[int]]:
+    """SIGTERM becomes SIGINT, on which Ray Train ends its workers; SIGUSR1 a file in the run, which the ranks see.
+
+    The handlers from before come back at the end.
+    """
     signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield signals
@@ -211,8 +228,9 @@ def _stoppable() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGUSR1, lambda number, frame: (run / LEAVE).touch())
     try:
         yield signals
     finally:
@@ -277,20 +295,3 @@ def _fields(value: Any, path: str = "") -> dict[str, Any]:
     for key, inner in entries:
         flat |= _fields(inner, f"{path}.{key}" if path else str(key))
     return flat or {path: value}
-
-
-def _code() -> str:
-    """The code that runs: commit and uncommitted changes of this repository, or the installed version."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout
-
-    try:
-        return f"commit {git('rev-parse', 'HEAD').strip()}\n{git('diff', 'HEAD')}"
-    except (OSError, subprocess.CalledProcessError):
-        try:
-            version = importlib.metadata.version("interlace")
-        except importlib.metadata.PackageNotFoundError:
-            version = "not installed"
-        return f"no git, version {version}\n"

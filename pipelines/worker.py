@@ -35,7 +35,7 @@ from pipelines.batching import Micro, RecordBatches
 from pipelines.journal import Journal, journal
 from pipelines.step import alone
 from pipelines.symmetry import Symmetry
-from pipelines.train import Batches
+from pipelines.train import LEAVE, Batches
 from pipelines.training import Training
 from pipelines.watchdog import Watchdog
 
@@ -111,11 +111,11 @@ def _work(training: Training, run: Path, batches: Batches, attempt: Path) -> Non
         )
         loop.resume()
         loop.journal = stack.enter_context(journal(run, loop.position)) if rank == 0 else None
-        while loop.position < loop.steps:
+        while loop.position < loop.steps and not loop.leaving:
             loop.go_on()
         watchdog.at("waits for the last checkpoint")
         saver.wait()
-        if rank == 0:
+        if rank == 0 and loop.position == loop.steps:
             done = json.dumps({"steps": loop.steps, "losses": loop.losses}, indent=1) + "\n"
             write_atomically(run / "done.json", done.encode())
         distributed.barrier()
@@ -141,6 +141,7 @@ class Loop:
     position: int = 0
     losses: dict[str, float | None] = field(default_factory=dict)
     recent: list[tuple[float, float]] = field(default_factory=list)  # total loss and norm of the last steps
+    leaving: bool = False  # it was told to: the checkpoint of its position is the newest
 
     @property
     def steps(self) -> int:
@@ -176,7 +177,8 @@ class Loop:
         return True
 
     def go_on(self) -> None:
-        """Step to the last position, or until a step is undone: then the position is that of a checkpoint before it."""
+        """Step to the last position, or until it is told to leave, or a step is undone: then the position is that of a
+        checkpoint before it."""
         rank, world = distributed.get_rank(), distributed.get_world_size()
 
         def begin(position: int) -> Callable[[], list[Micro]]:
@@ -202,7 +204,10 @@ class Loop:
                     self.journal.add(position + 1, outcome, rate, seconds, self.attempt)
                 self.position = position + 1
                 self.saver.look()
-                saving = self._saved() if self.position % self.training.execution.save_every == 0 else 0.0
+                due = self.leaving or self.position % self.training.execution.save_every == 0
+                saving = self._saved() if due else 0.0
+                if self.leaving:
+                    return
         if self.position < self.steps or self.steps % self.training.execution.save_every:
             self.position = self.steps
             self._saved()
@@ -217,7 +222,9 @@ class Loop:
         training, world = self.training, distributed.get_world_size()
         sources, kinds = self.batches.sources, self.batches.kinds
         _seed(training.seed, position, distributed.get_rank())
-        held = learning.everywhere(self.architecture, items, len(sources), self.engine.device)
+        told = distributed.get_rank() == 0 and (self.run / LEAVE).exists()
+        held = learning.everywhere(self.architecture, items, len(sources), self.engine.device, leaving=told)
+        self.leaving = held.leaving
         if held.items != world * len(items) or not items:
             raise ValueError(
                 f"position {position} gives this rank {len(items)} micro-batches and {world} ranks {held.items} "

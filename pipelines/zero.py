@@ -88,9 +88,9 @@ def engine(
         eps=optimizer.eps,
         foreach=False,
     )
-    settings = _settings(optimizer, execution, trained, rows_per_rank_micro, accumulation)
+    told = settings(optimizer, execution, trained, rows_per_rank_micro, accumulation)
     with contextlib.redirect_stdout(io.StringIO()):  # its BF16_Optimizer prints a page of memory figures
-        built, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=settings)
+        built, *_ = deepspeed.initialize(model=module, optimizer=adamw, config=told)
     built.train()
     return built
 
@@ -218,13 +218,13 @@ def _opened(module: nn.Module, inputs: tuple[Any, ...], losses: Losses) -> tuple
     return dict(losses.sums), dict(losses.each)
 
 
-def _settings(
+def settings(
     optimizer: AdamW, execution: Execution, trained: list[nn.Parameter], rows: int, accumulation: int
 ) -> dict[str, Any]:
     """DeepSpeed's JSON. The reduce bucket is allocated whole, so it is never larger than what is trained."""
     bucket = min(500_000_000, sum(parameter.numel() for parameter in trained))  # elements
     half = execution.dtype == "bfloat16"
-    settings: dict[str, Any] = {
+    told: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": accumulation,
         "managed_gradient_accumulation": True,
@@ -255,5 +255,5 @@ def _settings(
         },
     }
     if half and execution.zero_stage > 0:  # at stage 0 DeepSpeed accumulates in the weights' type only
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    return settings
+        told["data_types"] = {"grad_accum_dtype": "fp32"}
+    return told

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import recipe
-from pipelines.__main__ import parser
+from pipelines.grammar import parser
 
 HOUSE = Path(__file__).resolve().parent.parent
 ROOMS = ("dataflow", "models", "clusters", "pipelines")
@@ -60,7 +60,7 @@ def test_the_command_and_every_recipe_load_without_torch_and_ray() -> None:
     code = (
         "import sys\n"
         "from pipelines import recipe\n"
-        "from pipelines.__main__ import parser\n"
+        "from pipelines.grammar import parser\n"
         "parser(); [recipe.describe(recipe.load(name)) for name, _ in recipe.listing()]\n"
         f"print(sorted({HEAVY!r} & set(sys.modules)))"
     )

@@ -17,7 +17,7 @@ import pytest
 from webdataset import compat
 
 from dataflow import mini
-from pipelines.__main__ import parser
+from pipelines.grammar import parser
 from pipelines.step import HOUSE
 
 Interlace = Callable[..., subprocess.CompletedProcess[str]]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import here
 import pytest
 import ray
+from ray import cloudpickle
 from ray.cluster_utils import Cluster
+from ray.util import placement_group, remove_placement_group
 
 from dataflow import index
 from dataflow.index import BuiltCorpus
@@ -19,7 +23,7 @@ from dataflow.roots import Roots
 from pipelines import corpus, recipe
 from pipelines.recipe import describe
 from pipelines.recipes import corpora
-from pipelines.step import Place, cluster
+from pipelines.step import Place, Progress, cluster, each, each_ready, left
 
 SLOW = '''
 """Cambrian, whose rows from the fourth shard on wait for a word: a build that is in its middle as long as it takes."""
@@ -90,6 +94,37 @@ def test_a_data_folder_that_a_node_does_not_see_is_refused(place: Place, tmp_pat
     with pytest.raises(ValueError, match=rf"^node .* has no folder {tmp_path / 'data'}: --data must be seen by all"):
         with cluster(replace(place, roots=roots)):
             raise AssertionError("work began")
+
+
+def _short(shared: object, item: int) -> int:
+    """A task that lasts about as long as a shard of some rows."""
+    ended = time.monotonic() + 0.1
+    while time.monotonic() < ended:
+        time.sleep(0.01)
+    return item
+
+
+def _shortly(shared: object) -> Callable[[int], int]:
+    return partial(_short, shared)
+
+
+@pytest.mark.parametrize("work", [partial(each, _short), partial(each_ready, _shortly)], ids=["tasks", "actors"])
+def test_a_training_gets_its_room_while_a_build_goes_on(place: Place, work: Callable[..., Iterator[int]]) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with cluster(place):
+        assert left().cpus == 3
+        results = work(None, list(range(200)), Progress("work", 200, "items"))
+        done = [next(results) for _ in range(5)]
+        group = placement_group([{"CPU": 1}] * 2, strategy="SPREAD")  # as Ray Train reserves two ranks
+        for result in results:
+            done.append(result)
+            if group.wait(0):
+                break
+        assert len(done) < 100  # as soon as what ran had ended
+        assert left().cpus == 1
+        more = [next(results) for _ in range(10)]  # on what is left
+        remove_placement_group(group)
+        assert sorted([*done, *more, *results]) == list(range(200))
 
 
 def test_a_node_killed_in_the_middle_changes_no_byte(nodes: Cluster, place: Place, world: Path, tmp_path: Path) -> None:

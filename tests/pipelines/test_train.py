@@ -140,7 +140,7 @@ def test_the_driver_tells_its_steps_readably(interrupted: tuple) -> None:
     lines = calls[2].stdout.splitlines()
     step = re.compile(rf"step {STEPS}/{STEPS}  text \d\.\d{{3}}  picture \d\.\d{{3}}  \d+\.\d\d s/step")
     assert any(step.fullmatch(line) for line in lines), lines
-    assert lines[-1] == f"done: {STEPS} steps, {run / 'done.json'}"
+    assert lines[-3] == f"done: {STEPS} steps, {run / 'done.json'}"
 
 
 def test_a_finished_run_is_left_alone(interrupted: tuple, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +170,22 @@ def test_a_step_that_is_not_finite_ends_the_run_before_it_is_saved(interrupted: 
     assert calls[2].stderr.splitlines()[1].startswith("step 2: losses text ")
     assert "must be finite; lower optimizer.learning_rate" in calls[2].stderr.splitlines()[1]
     assert [path.name for path in (run.with_name("wild") / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_ranks_that_are_told_to_leave_save_the_step_they_are_at(interrupted: tuple) -> None:
+    run, calls = interrupted
+    assert calls[2].stdout.splitlines()[-2:] == ["left with ['step-000001'], not done", "went on to step 2, done"]
+    steps = [line["step"] for line in journal(run.with_name("left"))]
+    assert steps == [1, 2]
+
+
+def test_a_driver_that_is_told_to_leave_tells_the_ranks(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with train._stoppable(tmp_path) as signals:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (tmp_path / train.LEAVE).exists()
+        assert not signals
+    assert signal.getsignal(signal.SIGUSR1) is before
 
 
 def test_a_failing_rank_ends_in_its_own_error(broken: subprocess.Popen[str]) -> None:
@@ -272,6 +288,24 @@ def without_ray(run: Path, training: Training, batches: Any) -> None:
             worker.work({"training": plan, "run": folder, "batches": rows, "attempt": attempt})
         except ValueError as error:
             print(error, file=sys.stderr, flush=True)
+    leaving(run.with_name("left"), replaced(training, steps=2, save_every=100), batches)
+
+
+def leaving(run: Path, training: Training, batches: Any) -> None:
+    """A run whose rank finds that it is to leave, and is begun again."""
+    from pipelines import worker
+
+    attempt = run / "ray" / "attempt-001"
+    attempt.mkdir(parents=True)
+    (run / train.LEAVE).touch()
+    work = {"training": training, "run": run, "batches": batches, "attempt": attempt}
+    worker.work(work)
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    print(f"left with {kept}, {'done' if (run / 'done.json').exists() else 'not done'}", flush=True)
+    (run / train.LEAVE).unlink()
+    worker.work(work)
+    done = json.loads((run / "done.json").read_text())
+    print(f"went on to step {done['steps']}, done", flush=True)
 
 
 def replaced(training: Training, *, steps: int, **execution: Any) -> Training:
