@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.interlace-ready
 PEERS ?= .venv-peers
 
-.PHONY: mini test check format world kill-test oracle chaos bench-sources bench-lmfusion bench-curation bench-schedule \
+.PHONY: mini test check format world kill-test oracle chaos cluster-test slurm bench-sources bench-lmfusion bench-curation bench-schedule \
 	bench-write bench-read bench-train gpu-check interop peers smollm2 install clean
 
 mini: $(READY)  ## the whole line in miniature: corpora, training, pictures, report
 	$(BIN)/interlace mini
 
 test: $(READY)  ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check .
@@ -27,6 +27,13 @@ oracle: $(READY)  ## gradients of every architecture at every ZeRO stage, whatev
 
 chaos: $(READY)  ## a training whose workers, nodes, controller, driver and head are killed in turn; plain Ray Train beside it
 	$(BIN)/python tests/chaos.py
+
+cluster-test: $(READY) slurm  ## jobs on every kind of cluster: raylets, Ray's job API, a real Slurm of two nodes killed and resumed
+	$(BIN)/python -m pytest tests/clusters
+	$(BIN)/python tests/clusters/end_to_end.py
+
+slurm: $(READY)  ## Debian's Slurm for the tests, where we may install it; else a line that says what they skip
+	$(BIN)/python tests/clusters/slurm_hosts.py
 
 world: $(READY)  ## models that learn a small world whole, judged by a classifier: half an hour
 	$(BIN)/python benchmarks/world.py

@@ -142,12 +142,12 @@ def parser() -> argparse.ArgumentParser:
     _root(listed)
 
     logs = _verb(verbs, "logs", "what a job says")
-    _named(logs, "job", "JOB", "a job")
+    logs.add_argument("job", metavar="JOB", help="its name, or the beginning of it")
     _root(logs)
     logs.add_argument("--follow", action="store_true", help="until it is over; exits with its code")
 
     stop = _verb(verbs, "stop", "end a job and all that it started")
-    _named(stop, "job", "JOB", "a job")
+    stop.add_argument("job", metavar="JOB", help="its name, or the beginning of it")
     _root(stop)
 
     sample = _verb(verbs, "sample", "let a trained run answer in text and pictures")

@@ -125,9 +125,11 @@ def cluster(place: Place, *, shared: Sequence[Path] = ()) -> Iterator[None]:
             raise RuntimeError(f"a private Ray cluster did not start ({error}): try again") from None
     else:
         _answers(place.ray_address)
+        shipped = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # with a Ray job, which must not ship its code again
+        ours = {} if shipped else {"runtime_env": {"working_dir": str(HOUSE)}}
         try:
             with warnings.catch_warnings(action="ignore"):
-                ray.init(place.ray_address, runtime_env={"working_dir": str(HOUSE)}, **quiet)
+                ray.init(place.ray_address, **ours, **quiet)
         except ConnectionError as error:
             told = f"it does not let us in ({error}); does it ask for a token (RAY_AUTH_MODE)?"
             if place.ray_address == "auto":

@@ -78,6 +78,8 @@ class Order:
         yield snapshot.commit(HOUSE).rstrip()
         yield f"# {job.code / _JOB}/recipe.json"
         yield self.described()
+        yield f"# {job.code / _JOB}/job.json"
+        yield _told(job)
         for file, text in cluster.render(job).items():
             yield f"# {job.desk / file}"
             yield text.rstrip()
@@ -93,7 +95,7 @@ class Order:
                 for beside in sorted(file.parent.glob("*.py")):
                     shutil.copyfile(beside, job.code / OUTSIDE / beside.name)
             (job.code / _JOB).mkdir()
-            told = {"recipe.json": self.described(), "job.json": json.dumps(job.told(), indent=1)}
+            told = {"recipe.json": self.described(), "job.json": _told(job)}
             for name, text in {**told, **cluster.render(job)}.items():
                 (job.code / _JOB / name).write_text(text)
 
@@ -105,6 +107,10 @@ class Order:
         if not file.endswith(".py"):
             return None, ""
         return Path(file).expanduser().resolve(), self.recipe[len(file) :]
+
+
+def _told(job: Job) -> str:
+    return json.dumps(job.told(), indent=1)
 
 
 def refused(order: Order, cluster: Cluster, wanted: Wanted, place: Place) -> str | None:

@@ -20,7 +20,7 @@ from pipelines.grammar import parser
 HOUSE = Path(__file__).resolve().parent.parent
 ROOMS = ("dataflow", "models", "clusters", "pipelines")
 
-# What a room never imports (DESIGN section 3). `ray` in clusters comes with its job client, which is not there yet.
+# What a room never imports (DESIGN section 3). To clusters Ray is an executable, and an API over HTTP.
 NEVER = {
     "dataflow": {"torch", "transformers", "diffusers", "ray", "deepspeed", "models", "clusters", "pipelines"},
     "models": {"ray", "deepspeed", "dataflow", "clusters", "pipelines"},

@@ -66,7 +66,6 @@ def test_show_prints_json_with_recipe_keys(interlace: Interlace) -> None:
         (["check", "json:dumps"], "a recipe is a plain function whose parameters have names"),
         (["bake", "bread"], "invalid choice: 'bake'"),
         ([], "required: COMMAND"),
-        (["train", "metamorph:tiny", "--cluster", "moon"], "invalid choice: 'moon'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(
@@ -223,20 +222,6 @@ def test_data_may_lie_apart_and_paths_are_taken_from_where_one_stands(
     words = ("build", "corpora:metaclip", "--data", "metaclip=elsewhere", "--root", "out")
     said = interlace(*words, cwd=tmp_path)
     assert Path(said.stdout.splitlines()[-1]).is_relative_to(tmp_path / "out" / "corpora")
-
-
-def test_a_dry_run_prints_the_job_and_touches_nothing(tmp_path: Path, interlace: Interlace) -> None:
-    words = ("train", "metamorph:tiny", "--root", tmp_path / "out", "--cluster", "local", "--dry-run")
-    said = interlace(*words).stdout
-    assert f"-m pipelines train metamorph:tiny --root {tmp_path / 'out'}" in said
-    assert "--cluster" not in said
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_job_on_the_local_cluster_is_the_same_command(world: Path, tmp_path: Path, interlace: Interlace) -> None:
-    words = ("build", "corpora:metaclip", "--data", world, "--root", tmp_path, "--cluster", "local")
-    assert "100 records kept" in interlace(*words).stdout
-    assert "already built" in interlace(*words).stdout
 
 
 def test_a_full_line_of_metamorph_trains_samples_and_reports(built: Path, tmp_path: Path, interlace: Interlace) -> None:

@@ -70,7 +70,7 @@ def start(address: str, run: Path, **options: Any) -> subprocess.Popen[str]:
 
 
 def end(driver: subprocess.Popen[str]) -> Call:
-    stdout, stderr = driver.communicate(timeout=120)
+    stdout, stderr = driver.communicate(timeout=400)
     return Call(driver.returncode, stdout, stderr)
 
 
