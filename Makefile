@@ -29,7 +29,7 @@ chaos: $(READY)  ## a training whose workers, nodes, controller, driver and head
 	$(BIN)/python tests/chaos.py
 
 cluster-test: $(READY) slurm  ## jobs on every kind of cluster: raylets, Ray's job API, a real Slurm of two nodes killed and resumed
-	$(BIN)/python -m pytest tests/clusters
+	INTERLACE_CLUSTER_TEST=1 $(BIN)/python -m pytest tests/clusters
 	$(BIN)/python tests/clusters/end_to_end.py
 
 slurm: $(READY)  ## Debian's Slurm for the tests, where we may install it; else a line that says what they skip

@@ -17,7 +17,7 @@ HEALTH = {  # of every Ray cluster of several nodes that we start
 }
 GANG = {  # where GPUs of several nodes train together
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("1", "a rank whose peer is gone raises, instead of waiting on its GPU"),
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": ("2000", "the last collectives of each rank are kept for who looks at a hang"),
+    "TORCH_FR_BUFFER_SIZE": ("2000", "the last collectives of each rank are kept for who looks at a hang"),
     "NCCL_SOCKET_IFNAME": ("^lo,docker,veth,cni", "ranks meet on a network that other nodes see"),
     "NCCL_IB_TIMEOUT": ("22", "a link that flaps for 20 s does not end the run (4.096 us x 2^22 per try)"),
     "NCCL_DEBUG": ("WARN", "what NCCL cannot do is said once"),

@@ -99,7 +99,7 @@ def missing() -> str:
 
 
 def install() -> None:
-    """The packages, from Debian; none of their services is started."""
+    """The packages, from Debian; none of their services is started. Where that does not work, apt-get has said why."""
     policy = Path("/usr/sbin/policy-rc.d")
     made = not policy.exists()
     if made:
@@ -107,10 +107,10 @@ def install() -> None:
         policy.chmod(0o755)
     try:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        words = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *PACKAGES]
-        if subprocess.run(words, env=environment, check=False).returncode:  # lists that are old, or none
-            subprocess.run(["apt-get", "update", "-q"], env=environment, check=False)
-            subprocess.run(words, env=environment, check=False)
+        command = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
+        if subprocess.run(command, env=environment, check=False).returncode:
+            subprocess.run(["apt-get", "update"], env=environment, check=False)
+            subprocess.run(command, env=environment, check=False)
     finally:
         if made:
             policy.unlink()
@@ -316,6 +316,7 @@ def _run(*words: str, environment: Mapping[str, str] | None = None) -> subproces
 
 
 if __name__ == "__main__":
-    if os.geteuid() == 0 and _lacks():
+    if os.geteuid() == 0 and _lacks() and shutil.which("apt-get"):
         install()
-    print(missing() or "a Slurm of several hosts can run here")
+    why = missing()
+    print(f"NOT RUN: tests on a real Slurm: {why}" if why else "there is a Slurm for the tests")
