@@ -194,6 +194,9 @@ def local(bench: Bench) -> None:
     lines = bench.interlace(*words)
     for line in lines[-4:]:
         print(f"  {line}", flush=True)
+    known = len(jobs.listing(root))
+    if bench.interlace(*words)[-4:] != lines[-4:] or len(jobs.listing(root)) != known:
+        raise RuntimeError("the same sweep again submitted something, or told something else")
     bench.say("local: a sweep of two rates", f"a table and {page.stat().st_size // 1000} kB of page", since)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -79,6 +80,8 @@ def gangs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gang, Gang
     yield both[0], both[1]
     for gang in both:
         gang.submitted.stop()
+    for gang in both:
+        until(lambda gang=gang: not processes(gang.root), "a gang that was stopped ends")
 
 
 def test_a_job_runs_in_its_folder_with_its_environment_and_its_code_first(tmp_path: Path) -> None:
@@ -237,6 +240,24 @@ def test_two_jobs_of_two_nodes_at_once_each_see_their_own_two(gangs: tuple[Gang,
     assert [sorted(each) for each in seen] == [["rank-0", "rank-1"]] * 2
     assert not {*seen[0].values()} & {*seen[1].values()}
     assert "node 1" in gangs[0].log() and "joins the Ray of" in gangs[0].log()
+
+
+def test_two_jobs_at_once_answer_at_ports_of_their_own(gangs: tuple[Gang, Gang]) -> None:
+    one, other = (_ports([*processes(gang.root)]) for gang in gangs)
+    assert len(one) > 5 < len(other)
+    assert not one & other, "gRPC lets two processes bind one port, and a client gets either of them"
+
+
+def _ports(pids: list[int]) -> set[int]:
+    """At which these processes listen."""
+    held = set()
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError):  # one that has just ended
+            held |= {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    lines = [
+        line.split() for each in ("tcp", "tcp6") for line in Path(f"/proc/net/{each}").read_text().splitlines()[1:]
+    ]
+    return {int(line[1].rpartition(":")[2], 16) for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in held}
 
 
 def test_the_command_of_a_gang_knows_its_ray_and_has_its_folder(gangs: tuple[Gang, Gang]) -> None:
