@@ -36,6 +36,12 @@ PATIENCE = 5.0  # seconds that a lost node, or the head, is waited for here
 
 CAPTIONS = Corpus(source=MetaClip(), rows_per_shard=25)
 EDITS = Corpus(source=InstructPix2Pix(), rows_per_shard=20, filters=(MinSide(pixels=8),))
+MIXTURE = Mixture(
+    groups=(
+        Group(name="generation", share=2, members=(Member(corpus=CAPTIONS),)),
+        Group(name="other", share=1, members=(Member(corpus=EDITS),)),
+    )
+)
 
 
 def training(steps: int) -> Training:
@@ -47,12 +53,7 @@ def training(steps: int) -> Training:
             canvas=Pixels(side=16),
             coder=LinearCoder(patch=4),
         ),
-        mixture=Mixture(
-            groups=(
-                Group(name="generation", share=2, members=(Member(corpus=CAPTIONS),)),
-                Group(name="other", share=1, members=(Member(corpus=EDITS),)),
-            )
-        ),
+        mixture=MIXTURE,
         optimizer=AdamW(learning_rate=1e-3, warmup_steps=10, average=0.99),
         batch=4,
         steps=steps,

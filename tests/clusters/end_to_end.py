@@ -187,7 +187,10 @@ def local(bench: Bench) -> None:
     """Two raylets of this machine, and a sweep."""
     root, since = bench.root("local"), time.monotonic()
     said = bench.interlace(*training(root), "--cluster", "local", "--nodes", 2, "--follow")
-    bench.say("local: two raylets", f"{bench.same(root)}; {said[-1]}", since)
+    told = sorted(path.name for path in (Path(said[-1]) / "jobs").glob("train-metamorph-tiny-1-*/*"))
+    if told != ["job.json", "job.sh", "recipe.json"]:
+        raise RuntimeError(f"{said[-1]}/jobs should hold the job that trained it, and holds {told}")
+    bench.say("local: two raylets", bench.same(root), since)
     since, page = time.monotonic(), bench.folder / "sweep.html"
     grid = [word for rate in (0.001, 0.002) for word in ("--grid", f"optimizer.learning_rate={rate}")]
     words = ["sweep", "metamorph:tiny", "--root", root, "--set", "steps=2", *grid, "--out", page]

@@ -12,26 +12,20 @@ from typing import Any
 
 import pytest
 import torch
+from driver import MIXTURE
 
-from dataflow.filters import MinSide
 from dataflow.index import BuiltCorpus
-from dataflow.mixture import Group, Member, Mixture
 from dataflow.packing import Packing
 from dataflow.reader import read_events
 from dataflow.roots import Roots
-from dataflow.sources.instruct_pix2pix import InstructPix2Pix
-from dataflow.sources.metaclip import MetaClip
 from dataflow.windows import Windows
 from models.configs import Transfusion
 from models.parts import LinearCoder, Llama, Pixels
 from pipelines import audit, plan, runs
 from pipelines.batching import RecordBatches
-from pipelines.corpus import Corpus
 from pipelines.step import Place, cluster
 from pipelines.training import AdamW, Execution, Training
 
-CAPTIONS = Corpus(source=MetaClip(), rows_per_shard=25)
-EDITS = Corpus(source=InstructPix2Pix(), rows_per_shard=20, filters=(MinSide(pixels=8),))
 TRAINING = Training(
     name="packed",
     architecture=Transfusion(
@@ -39,12 +33,7 @@ TRAINING = Training(
         canvas=Pixels(side=16),
         coder=LinearCoder(patch=4),
     ),
-    mixture=Mixture(
-        groups=(
-            Group(name="generation", share=2, members=(Member(corpus=CAPTIONS),)),
-            Group(name="other", share=1, members=(Member(corpus=EDITS),)),
-        )
-    ),
+    mixture=MIXTURE,
     optimizer=AdamW(learning_rate=1e-3),
     batch=5,
     steps=4,
