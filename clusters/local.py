@@ -126,7 +126,7 @@ class Local(Site):
         try:
             ended = json.loads((job.desk / "ended.json").read_bytes())
         except FileNotFoundError:
-            return State(name="lost", why="its process is gone without a word: it was killed, or the machine was")
+            return State(name="lost", why="its process is gone without a word: killed, or cut off")
         code, why = ended["code"], ended["why"]
         if code == 0:
             return State(name="done", why=why, code=0)

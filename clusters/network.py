@@ -6,6 +6,7 @@ A site's `environment` overrides any of these; a job's overrides both.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from clusters.job import Job, Site
 
@@ -25,7 +26,8 @@ GANG = {  # where GPUs of several nodes train together
 
 
 def environment(job: Job, site: Site) -> Mapping[str, str]:
-    """The variables of a job at a site, sorted by name."""
+    """The variables of a job at a site, sorted by name. ValueError: one that `Job.checked` refuses."""
     ours = {**(HEALTH if job.nodes > 1 else {}), **(GANG if job.nodes > 1 and job.gpus else {})}
     told = {name: value for name, (value, _) in ours.items()}
-    return dict(sorted({**told, **site.environment, **job.environment}.items()))
+    merged = dict(sorted({**told, **site.environment, **job.environment}.items()))
+    return replace(job, environment=merged).checked().environment

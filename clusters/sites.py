@@ -67,7 +67,8 @@ def of(said: Mapping[str, Any], beside: Path = Path("/")) -> Cluster:
     fields = dict(said)
     kind = fields.pop("kind", None)
     if kind not in KINDS:
-        raise ValueError(f"kind = {kind!r} must be one of {', '.join(KINDS)}")
+        said_so = "says no kind: it" if kind is None else f"kind = {kind!r}"
+        raise ValueError(f"{said_so} must be one of {', '.join(KINDS)}")
     module, _, name = KINDS[kind].partition(":")
     made = getattr(importlib.import_module(module), name)
     hints = typing.get_type_hints(made)
@@ -76,7 +77,10 @@ def of(said: Mapping[str, Any], beside: Path = Path("/")) -> Cluster:
         if field not in known:
             raise ValueError(f"a {kind} site has no field {field!r}{_nearest(field, known)}")
         fields[field] = _fitted(hints[field], value, field, beside)
-    return made(**fields)
+    cluster = made(**fields)
+    if cluster.site.gpu_memory < 0:
+        raise ValueError(f"gpu_memory = {cluster.site.gpu_memory} must be GB of one GPU, or left out")
+    return cluster
 
 
 def told(cluster: Cluster) -> dict[str, Any]:
@@ -126,7 +130,7 @@ def _named(wanted: Any) -> str:
     if origin is tuple:
         return "a list of texts"
     if origin is Mapping:
-        return "a table of texts"
+        return "a table of texts: numbers in quotes, too"
     names = {str: "a text", int: "a whole number", bool: "true or false", float: "a number", Path: "a path"}
     return names.get(wanted, "left out")
 

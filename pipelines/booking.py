@@ -215,11 +215,13 @@ class Booking:
                 return f"set {_fields(changed)}"
         best = {name: values[-1] for name, values in changes.items() if values}
         last, nodes = replace(execution, **best), self.nodes
-        while (nodes := 2 * nodes) * self.gpus <= MOST:
+        most = min(MOST, self.training.batch)  # more ranks than rows run empty ones
+        while (nodes := 2 * nodes) * self.gpus <= most:
             if self._fits(last, nodes * self.gpus, gpu_memory):
                 return f"book {nodes} nodes" + (f" and set {_fields(best)}" if best else "")
-        least = _gigabytes(self.taken(last, MOST).most)
-        return f"nothing fits; {_fields(best) or 'the same'} on {MOST} GPUs would still take {least} GB of each"
+        most = max(most, self.ranks)
+        least = _gigabytes(self.taken(last, most).most)
+        return f"nothing fits; {_fields(best) or 'the same'} on {most} GPUs would still take {least} GB of each"
 
     def _fits(self, execution: Execution, ranks: int, gpu_memory: float) -> bool:
         """Whether the heaviest rows do; no passes are run where there is no room for them in any case."""

@@ -36,6 +36,8 @@ def run(training: Training, place: Place, *, recipe_name: str, stages: tuple[str
             if "train" in stages:
                 runs.train(each, place, recipe_name=recipe_name)
         *_, whole, folder = runs.located(training, place)
+    if {"sample", "evaluate"} & {*stages} and not (folder / "done.json").is_file():
+        raise ValueError(f"{folder.name} is not trained to its end: --from train, or earlier, does that first")
     if "sample" in stages:
         _sample(folder, whole, place)
     if "evaluate" in stages:

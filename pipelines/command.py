@@ -37,8 +37,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     options = parser().parse_args(words)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGUSR1, _leave)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, _stop)
     try:
         options.typed = shlex.join(["interlace", *words])
+        _alone(options)
         code = _VERBS[options.verb](options)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -63,6 +66,25 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _stop(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _alone(options: argparse.Namespace) -> None:
+    """ValueError for what is said of a job where there is none, and of this machine where there is one."""
+    told = vars(options)
+    if options.verb not in ("build", "measure", "train", "run"):
+        return
+    if told["cluster"]:
+        if told["ray_address"]:
+            raise ValueError("--ray-address is where a command runs without --cluster: give one of them")
+        return
+    said = {name: told[name] for name in ("cpus", "memory", "minutes", "follow", "dry_run") if told[name]}
+    if options.verb in ("build", "measure"):
+        said |= {name: told[name] for name in ("nodes", "gpus") if told[name] != (name == "nodes")}
+    elif told["nodes"] > 1 and not told["ray_address"]:
+        said["nodes"] = told["nodes"]
+    if said:
+        name = next(iter(said)).replace("_", "-")
+        raise ValueError(f"--{name} is said of a job, and this machine runs the command itself: give --cluster too")
 
 
 def _leave(number: int, frame: Any) -> NoReturn:
@@ -150,7 +172,7 @@ def _gigabytes(size: float) -> str:
 
 def _build(options: argparse.Namespace) -> int:
     value = _value(options)
-    if options.cluster or options.dry_run:
+    if options.cluster:
         return _submit(options, value)
     from pipelines import corpus, plan
 
@@ -291,7 +313,7 @@ def _data_plan(training: Training, place: Place) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     value = _wanted(_value(options), Training, options)
-    if options.cluster or options.dry_run:
+    if options.cluster:
         return _submit(options, value)
     from pipelines import features
 
@@ -302,7 +324,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     value = _wanted(_value(options), Training, options)
-    if options.cluster or options.dry_run:
+    if options.cluster:
         return _submit(options, value)
     from pipelines import runs
 
@@ -315,7 +337,7 @@ def _run(options: argparse.Namespace) -> int:
     first, last = STAGES.index(options.first), STAGES.index(options.last)
     if first > last:
         raise ValueError(f"--from {options.first} --to {options.last}: stages go {', '.join(STAGES)}")
-    if options.cluster or options.dry_run:
+    if options.cluster:
         return _submit(options, value)
     from pipelines import chain
 
@@ -461,7 +483,10 @@ def _sweep(options: argparse.Namespace) -> int:
 def _jobs(options: argparse.Namespace) -> int:
     from clusters import jobs
 
-    for line in jobs.table(jobs.listing(options.root)):
+    if not (found := jobs.listing(options.root)):
+        print(f"no jobs under {options.root}")
+        return 0
+    for line in jobs.table(found):
         print(line)
     return 0
 
@@ -508,8 +533,6 @@ def _submit(options: argparse.Namespace, value: Any) -> int:
     from clusters import sites
     from pipelines import submit
 
-    if not options.cluster:
-        raise ValueError("--dry-run prints the job that --cluster NAME would run: give --cluster too")
     cluster, wanted, order = sites.site(options.cluster), _needs(options), _order(options, value)
     job = order.job(cluster, wanted)
     if options.dry_run:
@@ -517,7 +540,8 @@ def _submit(options: argparse.Namespace, value: Any) -> int:
             print(line)
         return 0
     place = _place(options) if cluster.shared else Place(root=options.root)
-    if why := submit.refused(order, cluster, wanted, place):
+    begins = options.verb == "train" or (options.verb == "run" and options.first != STAGES[0])
+    if why := submit.refused(order, cluster, wanted, place if begins else None):
         print(f"refused: {why}")
         return 1
     submitted = order.submit(job, cluster)
@@ -592,6 +616,7 @@ def _place(options: argparse.Namespace) -> Place:
         roots=Roots.parse(told.get("data", [])),
         workers=told.get("nodes", 1) * told.get("gpus", 0) or told.get("workers", Place.workers),
         nodes=told.get("nodes", 1),
+        gpus=told.get("gpus", 0),
         ray_address=told.get("ray_address"),
     )
 

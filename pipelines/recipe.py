@@ -353,6 +353,8 @@ def _named(annotation: Any) -> str:
         return " | ".join(_named(option) for option in typing.get_args(annotation))
     if annotation is Any:
         return "a value that the field takes"
+    if typing.get_origin(annotation) is typing.Literal:
+        return f"one of {', '.join(map(repr, typing.get_args(annotation)))}"
     if isinstance(annotation, type):
         return "None" if annotation is type(None) else annotation.__name__
     return str(annotation).replace("typing.", "")

@@ -55,8 +55,21 @@ def train(training: Training, place: Place, *, recipe_name: str, measuring: str 
         begins = "from the start" if newest is None else f"on from {newest.name}"
         print(f"{run.name}: training {begins} to step {training.steps}, {training.batch} records a step", flush=True)
         with cluster(place):
+            _gpus(place)
             fit(training, run, batches, workers=place.workers, nodes=place.nodes, ray_address=place.ray_address)
     return run
+
+
+def _gpus(place: Place) -> None:
+    """ValueError where the Ray cluster has fewer GPUs than were asked for: the ranks would be of CPUs, or wait."""
+    import ray
+
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if place.nodes * place.gpus > there:
+        raise ValueError(
+            f"--nodes {place.nodes} --gpus {place.gpus} are {place.nodes * place.gpus} GPUs, and there are {there}: "
+            "ask for fewer, or give a --cluster that has them"
+        )
 
 
 def located(training: Training, place: Place) -> tuple[tuple[plan.Opened, ...], Schedule | Windows, Training, Path]:

@@ -63,7 +63,8 @@ class Place:
 
     roots: where upstream data lies. root: what we write. store: where corpora are kept instead of <root>/corpora, a
     folder of this machine or of an object store. workers: Ray workers of a build, ranks of a training. nodes: that
-    ranks are spread over. ray_address: of a running cluster; None starts a private one.
+    ranks are spread over. gpus: of each, 0: ranks are of CPUs. ray_address: of a running cluster; None starts a private
+    one.
     """
 
     root: Path
@@ -71,6 +72,7 @@ class Place:
     roots: Roots = field(default_factory=Roots)
     workers: int = 2
     nodes: int = 1
+    gpus: int = 0
     ray_address: str | None = None
 
     @property

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +114,10 @@ def _told(job: Job) -> str:
     return json.dumps(job.told(), indent=1)
 
 
-def refused(order: Order, cluster: Cluster, wanted: Wanted, place: Place) -> str | None:
-    """Why it cannot work, as `interlace plan` tells it, or None; prints the plan. No GPU is booked to learn that.
+def refused(order: Order, cluster: Cluster, wanted: Wanted, place: Place | None) -> str | None:
+    """Why it cannot work, as `interlace plan` tells it, or None. No GPU is booked to learn that.
 
+    Args:    place: with the corpora of a training that builds none itself; None where it does.
     Raises:  ValueError: corpora that are not built, a mixture that cannot be: of data that this machine sees.
     """
     training = order.value
@@ -130,11 +132,10 @@ def refused(order: Order, cluster: Cluster, wanted: Wanted, place: Place) -> str
             for line in booking.page(memory):
                 print(line)
             return why
-    if cluster.shared and order.verb == "train":
+    if cluster.shared and place is not None:
         from pipelines import plan
 
-        for line in plan.page(training, place):
-            print(line)
+        deque(plan.page(training, place), maxlen=0)  # which raises where the data cannot be had
     return None
 
 

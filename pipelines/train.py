@@ -161,9 +161,14 @@ def _attempts(training: Training, run: Path, batches: Batches, wanted: int, node
         workers = _gathered(wanted, workers, execution.least_workers, gpus)
         if why := attempt.begin(run, workers, after=line):
             print(why, flush=True)
-        ended = attempt.once(
-            training, run, batches, workers=workers, wanted=wanted, nodes=nodes, gpus=gpus, since=since
-        )
+        try:
+            ended = attempt.once(
+                training, run, batches, workers=workers, wanted=wanted, nodes=nodes, gpus=gpus, since=since
+            )
+        except RuntimeError:  # a signal to a whole group of processes reaches a private cluster, too
+            if signals:
+                raise KeyboardInterrupt from None
+            raise
         if signals:
             raise KeyboardInterrupt
         if ended is None or (run / "done.json").exists():
@@ -213,7 +218,7 @@ def _gathered(wanted: int, had: int, least: int, gpus: bool) -> int:
 
 @contextlib.contextmanager
 def _stoppable(run: Path) -> Iterator[list[int]]:
-    """SIGTERM becomes SIGINT, on which Ray Train ends its workers; SIGUSR1 a file in the run, which the ranks see.
+    """SIGTERM and SIGHUP become SIGINT, on which Ray Train ends its workers; SIGUSR1 a file that the ranks see.
 
     The handlers from before come back at the end.
     """
@@ -228,8 +233,11 @@ def _stoppable(run: Path) -> Iterator[list[int]]:
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in asked}
     signal.signal(signal.SIGTERM, note)
+    if before[signal.SIGHUP] is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, note)
     signal.signal(signal.SIGUSR1, lambda number, frame: (run / LEAVE).touch())
     try:
         yield signals

@@ -31,3 +31,9 @@ def test_a_site_overrides_them_and_a_job_overrides_both() -> None:
 
 def test_every_setting_has_its_reason() -> None:
     assert all(len(reason.split()) > 4 for settings in (HEALTH, GANG) for _, reason in settings.values())
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "A B", "A;id"])
+def test_a_site_tells_no_secrets_and_no_shell(name: str) -> None:
+    with pytest.raises(ValueError, match=r"looks like a secret|no name of an environment variable"):
+        told(1, 0, {name: "abc"})

@@ -91,7 +91,7 @@ def test_a_name_is_a_file_of_the_users_and_a_kind_where_there_is_none(tmp_path: 
     ("text", "told"),
     [
         ('kind = "slrum"', "kind = 'slrum' must be one of local, ray, slurm, kuberay"),
-        ("gpu_memory = 80", "kind = None must be one of"),
+        ("gpu_memory = 80", "says no kind: it must be one of"),
         ('kind = "local"\ngpu_memmory = 80', "a local site has no field 'gpu_memmory'; did you mean gpu_memory?"),
         ('kind = "local"\nqqq = 80', "has no field 'qqq'; there are environment, root, gpu_memory"),
         ('kind = "local"\ngpu_memory = "80"', "gpu_memory = '80' must be a whole number"),

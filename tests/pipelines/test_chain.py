@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
-from conftest import Interlace
+Interlace = Callable[..., subprocess.CompletedProcess[str]]
 
 SHORT = ("--set", "steps=1", "--set", "batch=2", "--set", "execution.micro_batch=1")
 

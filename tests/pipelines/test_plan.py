@@ -152,13 +152,15 @@ def test_what_cannot_fit_is_refused_and_its_cure_fits(share: float) -> None:
 
 def test_more_gpus_are_booked_where_nothing_else_helps_and_some_things_never_fit() -> None:
     training = recipe.override(recipe.load("metamorph:tiny"), ["execution.zero_stage=3", "execution.micro_batch=1"])
-    training = recipe.override(training, ["execution.recompute=layers", "execution.dtype=bfloat16"])
+    training = recipe.override(training, ["execution.recompute=layers", "execution.dtype=bfloat16", "batch=64"])
     booking, refused = booked(training, 1e-6)
     assert "nothing fits" in refused
     one, many = (booking.taken(training.execution, ranks) for ranks in (2, 64))
     assert one.least > many.most
     _, refused = booked(training, many.most / 1e9)
     assert re.search(r": book \d+ nodes$", refused)
+    _, refused = booked(replace(training, batch=4), many.most / 1e9)
+    assert "nothing fits" in refused and "on 4 GPUs" in refused  # more would have no rows
 
 
 def test_a_rank_begins_with_the_whole_module_however_it_is_split_later(monkeypatch: pytest.MonkeyPatch) -> None:

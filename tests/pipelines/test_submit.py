@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Interlace
 
 from clusters import jobs, sites
 from pipelines import recipe, submit
 from pipelines.__main__ import main
 from pipelines.sweep import points
+
+Interlace = Callable[..., subprocess.CompletedProcess[str]]
 
 LAB = """
 from dataclasses import replace
@@ -163,3 +166,31 @@ def test_a_grid_is_every_combination_of_its_fields_values() -> None:
         ("a=2", "b=3"),
         ("a=2", "b=4"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "metamorph:tiny", "--nodes", "3"], "--nodes is said of a job"),
+        (["train", "metamorph:tiny", "--minutes", "5"], "--minutes is said of a job"),
+        (["build", "mixtures:mini", "--gpus", "2"], "--gpus is said of a job"),
+        (["run", "metamorph:tiny", "--follow"], "--follow is said of a job"),
+        (["train", "metamorph:tiny", "--cluster", "local", "--ray-address", "auto"], "give one of them"),
+        (["run", "metamorph:tiny", "--cluster", "local", "--from", "train"], "is not built"),
+    ],
+)
+def test_what_is_said_of_a_job_without_one_or_twice_is_refused(
+    words: list[str], told: str, tmp_path: Path, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--root", str(tmp_path / "runs"), "--data", str(world)])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_gpus_than_there_are_begin_no_training_on_cpus(tmp_path: Path, world: Path, interlace: Interlace) -> None:
+    words = ("--data", world, "--root", tmp_path, "--set", "steps=1")
+    interlace("run", "metamorph:tiny", *words, "--to", "build")
+    said = interlace("train", "metamorph:tiny", *words, "--gpus", "2", expect=2).stderr
+    assert "are 2 GPUs, and there are 0" in said
