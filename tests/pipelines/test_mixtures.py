@@ -152,7 +152,7 @@ def test_data_types_adds_all_of_one_type() -> None:
         found[kind] = [member.corpus.name for member in others]
     assert sorted(name for kind in found.values() for name in kind) == sorted(set(PAPER) - {"metaclip"})
     assert names(mixtures.data_types()) == ["metaclip"]
-    with pytest.raises(ValueError, match=r"is not Literal\['image_qa', 'video_qa', .*\] \| None, written as a literal"):
+    with pytest.raises(ValueError, match=r"is not one of 'image_qa', 'video_qa', .* \| None, written as a literal"):
         recipe.load('mixtures:data_types(only="vidio_qa")')
 
 
