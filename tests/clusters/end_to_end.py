@@ -99,18 +99,20 @@ def curve(root: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def until(asked: Callable[[], object], what: str) -> None:
-    """Wait for something. RuntimeError where it does not come."""
+def until(asked: Callable[[], object], what: str, of: jobs.Submitted) -> None:
+    """Wait for something that a job does. RuntimeError with its log where that ends first, or it does not come."""
     ended = time.monotonic() + LIMIT
     while not asked():
-        if time.monotonic() > ended:
-            raise RuntimeError(f"{what} did not come in {LIMIT:.0f} s")
+        late = time.monotonic() > ended
+        if late or (of.state().over and not asked()):
+            why = f"not in {LIMIT:.0f} s" if late else f"it is {of.state()}"
+            raise RuntimeError(f"{what} did not come, {why}\n{of.log().decode(errors='replace')[-2000:]}")
         time.sleep(0.5)
 
 
 def over(submitted: jobs.Submitted) -> State:
     """How a job ended. RuntimeError with its log where it did not end well."""
-    until(lambda: submitted.state().over, f"the end of {submitted.job.name}")
+    until(lambda: submitted.state().over, f"the end of {submitted.job.name}", submitted)
     if (state := submitted.state()).name != "done":
         raise RuntimeError(f"{submitted.job.name}: {state}\n{submitted.log().decode(errors='replace')}")
     return state
@@ -122,22 +124,23 @@ def slurm(bench: Bench) -> None:
         bench.say("slurm", f"NOT RUN: {lacks}", time.monotonic())
         return
     root, since = bench.root("slurm"), time.monotonic()
-    with slurm_hosts.slurm(bench.folder / "hosts", nodes=2, cpus=1, seen=(bench.folder,)) as here:
+    seen = (bench.folder, HOUSE, Path(sys.prefix))  # by nodes that have a /tmp of their own
+    with slurm_hosts.slurm(bench.folder / "hosts", nodes=2, cpus=1, seen=seen) as here:
         with environment(here.environment):
             bench.interlace(*training(root), "--cluster", "slurm", "--nodes", 2)
             submitted = jobs.find(root, "train-metamorph-tiny-1")
-            until(lambda: steps(root) > 3, "a step of the first attempt")
+            until(lambda: steps(root) > 3, "a step of the first attempt", submitted)
             here.ask("scancel", "--signal=USR1", "--batch", submitted.there)  # what Slurm does before a time limit
-            until(lambda: submitted.state().name == "waiting", "the job queued again")
+            until(lambda: submitted.state().name == "waiting", "the job queued again", submitted)
             left = steps(root)
             bench.say("slurm: asked to leave", f"saved step {left} and queued again", since)
-            until(lambda: steps(root) > SAVE_EVERY + 3, "a step after the next checkpoint")
+            until(lambda: steps(root) > SAVE_EVERY + 3, "a step after the next checkpoint", submitted)
             if repeated := len(list(told(root))) - len(curve(root)):
                 raise RuntimeError(f"{repeated} steps were repeated after it left")
             since = time.monotonic()
             here.kill_node("n2")
             reached = steps(root)
-            until(lambda: submitted.state().name == "waiting", "the job queued again")
+            until(lambda: submitted.state().name == "waiting", "the job queued again", submitted)
             here.revive_node("n2")
             over(submitted)
             bench.say("slurm: one of two nodes killed", f"at step {reached}; queued again, went on, done", since)
@@ -169,7 +172,7 @@ def ray(bench: Bench) -> None:
             bench.interlace(*words, "--set", f"rows_per_shard={20 + built}")
             builds = jobs.find(root, f"build-corpora-cambrian-{built}")
             if trained is None:
-                until(partial(_runs, builds), "the build's start")
+                until(partial(_begun, builds), "the build's start", builds)
                 bench.interlace(*training(beside), "--cluster", site)
                 trained = jobs.find(beside, "train-metamorph-tiny-1")
             over(builds)
@@ -179,8 +182,8 @@ def ray(bench: Bench) -> None:
         bench.say("ray: its steps", f"{ratio:.2f} x as long as alone ({pace(alone):.2f} s)", since)
 
 
-def _runs(submitted: jobs.Submitted) -> bool:
-    return submitted.state().name == "running"
+def _begun(submitted: jobs.Submitted) -> bool:
+    return submitted.state().name != "waiting"
 
 
 def local(bench: Bench) -> None:
