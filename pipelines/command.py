@@ -578,6 +578,11 @@ def _order(options: argparse.Namespace, value: Any) -> Any:
 def _needs(options: argparse.Namespace) -> Any:
     from pipelines import submit
 
+    if options.verb in ("train", "run", "sweep") and not options.gpus and options.nodes > options.workers:
+        raise ValueError(
+            f"--nodes {options.nodes} with --workers {options.workers}: a node would have no rank; "
+            f"give --workers {options.nodes} or more, or --gpus of each node"
+        )
     return submit.Wanted(
         nodes=options.nodes, gpus=options.gpus, cpus=options.cpus, memory=options.memory, minutes=options.minutes
     )

@@ -175,6 +175,7 @@ def test_a_grid_is_every_combination_of_its_fields_values() -> None:
         (["train", "metamorph:tiny", "--minutes", "5"], "--minutes is said of a job"),
         (["build", "mixtures:mini", "--gpus", "2"], "--gpus is said of a job"),
         (["run", "metamorph:tiny", "--follow"], "--follow is said of a job"),
+        (["train", "metamorph:tiny", "--cluster", "local", "--nodes", "3"], "would have no rank; give --workers 3"),
         (["train", "metamorph:tiny", "--cluster", "local", "--ray-address", "auto"], "give one of them"),
         (["run", "metamorph:tiny", "--cluster", "local", "--from", "train"], "is not built"),
     ],
