@@ -72,6 +72,15 @@ class Job:
                 raise ValueError(f"job {self.name}: {text[:60]!r} holds a control character: write it without")
         return self
 
+    def said(self, seen: int) -> bytes:
+        """What its log holds after the first `seen` bytes; of kinds that share the desk with us."""
+        try:
+            with (self.desk / "log.txt").open("rb") as stream:
+                stream.seek(seen)
+                return stream.read()
+        except FileNotFoundError:
+            return b""
+
     def told(self) -> dict[str, Any]:
         """As JSON values; `Job.of` makes it again."""
         return {
@@ -117,6 +126,11 @@ class Site:
     environment: Mapping[str, str] = field(default_factory=dict)
     root: str = ""
     gpu_memory: int = 0
+
+    @property
+    def site(self) -> Site:
+        """What all kinds have: this."""
+        return self
 
 
 class Cluster(Protocol):

@@ -113,11 +113,6 @@ class KubeRay(Site):
     redis_password: str = ""
     head_storage: str = ""
 
-    @property
-    def site(self) -> Site:
-        """What all kinds have."""
-        return self
-
     def joins(self, job: Job) -> bool:
         """Always: the operator makes the cluster."""
         return True

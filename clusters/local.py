@@ -44,11 +44,6 @@ class Local(Site):
     shared: ClassVar[bool] = True
 
     @property
-    def site(self) -> Site:
-        """Ours."""
-        return self
-
-    @property
     def python(self) -> str:
         """The one that runs this."""
         return sys.executable
@@ -139,13 +134,8 @@ class Local(Site):
         return State(name="failed", why=why or _words(code), code=code)
 
     def log(self, job: Job, there: str, seen: int) -> bytes:
-        """What it has said after its first `seen` bytes."""
-        path = job.desk / "log.txt"
-        if not path.exists():
-            return b""
-        with path.open("rb") as stream:
-            stream.seek(seen)
-            return stream.read()
+        """What the job and all its nodes wrote after the first `seen` bytes."""
+        return job.said(seen)
 
     def stop(self, job: Job, there: str) -> None:
         """SIGTERM, which its process passes on; what has not ended some seconds later is killed."""

@@ -19,7 +19,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -73,11 +73,6 @@ class RayJobs(Site):
         if not whole or not _ADDRESS.fullmatch(self.address):
             raise ValueError(f"address = {self.address!r} must be that of a Ray dashboard, as in http://HOST:8265")
 
-    @property
-    def site(self) -> Site:
-        """What all kinds have."""
-        return self
-
     def joins(self, job: Job) -> bool:
         """Always: Ray tells a job where its cluster is."""
         return True
@@ -89,7 +84,6 @@ class RayJobs(Site):
             ValueError: a variable that Ray would not pass on as it is written.
         """
         said = {**self.environment, **job.environment}
-        replace(job, environment=said).checked()
         ours = {name: value for name, value in network.environment(job, self).items() if name not in network.HEALTH}
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(_ENDS), **ours, **said}  # HEALTH: this cluster was begun by others
         for name, value in variables.items():

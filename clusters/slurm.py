@@ -192,11 +192,6 @@ class Slurm(Site):
         if self.retries < 0:
             raise ValueError(f"retries = {self.retries} must be 0 or more")
 
-    @property
-    def site(self) -> Site:
-        """What all kinds have."""
-        return self
-
     def joins(self, job: Job) -> bool:
         """Where it has several nodes: their programs make them one cluster."""
         return job.nodes > 1
@@ -297,13 +292,8 @@ class Slurm(Site):
         return _over(128 + int(ended_by) if int(ended_by) else int(code))
 
     def log(self, job: Job, there: str, seen: int) -> bytes:
-        """What the script and all its tasks wrote after the first `seen` bytes."""
-        try:
-            with (job.desk / "log.txt").open("rb") as file:
-                file.seek(seen)
-                return file.read()
-        except FileNotFoundError:
-            return b""
+        """What the job and all its nodes wrote after the first `seen` bytes."""
+        return job.said(seen)
 
     def stop(self, job: Job, there: str) -> None:
         """Ask its script to, which ends the command and its Ray; one that waits is taken out of the queue."""
